@@ -1,0 +1,184 @@
+"""Prompts as one decoder sees them: text in, token segments out.
+
+A prompt has four segments, ``before | slot | after | answer``. The slot holds the context's own
+tokens when the decoder reads text, and the wire when it reads latents; the other three are the
+same tokens in both, so no difference between the two can come from the prompt around them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from latentwire.data.example import Example
+
+Carries = Literal["context", "prompt"]
+
+DEFAULT_TEMPLATE = "Context: {context}\nQuestion: {question}"
+ANSWER_CUE = "\nAnswer:"
+CHAT_INSTRUCTION = "Answer the question from the context with a short phrase only.\n"
+_CHAT_CONTENT = "<<content>>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTokens:
+    """The token segments of one prompt for one decoder."""
+
+    before: tuple[int, ...]
+    """Opening tokens: BOS or chat header, and the template up to the slot."""
+    slot: tuple[int, ...]
+    """The text in the slot; empty when the wire takes its place."""
+    after: tuple[int, ...]
+    """The template after the slot, up to and with the answer cue."""
+    answer: tuple[int, ...]
+    """The answer's tokens, closed by EOS. BOS is never among them."""
+    slot_tokens_cut: int = 0
+    """How many slot tokens did not fit the decoder's window."""
+
+
+class DecoderPrompts:
+    """Renders examples for one decoder's tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: user text with one ``{context}`` and one ``{question}``.
+        chat: wrap the user text in the tokenizer's chat template.
+        carries: what the slot holds: the ``context`` alone, or the whole ``prompt``.
+        window: the decoder's context window in tokens; longer slots are cut at their end.
+        max_answer_tokens: answers are cut to this many tokens, EOS not counted.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str = DEFAULT_TEMPLATE,
+        chat: bool = False,
+        carries: Carries = "context",
+        window: int = 1 << 30,
+        max_answer_tokens: int = 32,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.carries = carries
+        self.window = window
+        self.max_answer_tokens = max_answer_tokens
+        self._halves = template.split("{context}")
+        assert len(self._halves) == 2, "the template is validated with the configuration"
+        self._header, self._footer = _chat_frame(tokenizer) if chat else ("", "")
+        if chat:
+            self._halves[0] = CHAT_INSTRUCTION + self._halves[0]
+        # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
+        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._bos = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
+        self.eos = int(tokenizer.eos_token_id)
+        self.pad = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self._cache: dict[str, tuple[int, ...]] = {}
+
+    def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
+        """The prompt with text in its slot; ``context`` replaces the example's own."""
+        context = example.context if context is None else context
+        before, after = self._frame(example)
+        if self.carries == "prompt":
+            slot = self.slot_text(example, context=context)
+        else:
+            slot = context
+        # White space before the slot belongs to the slot's first token, as it would in one string.
+        stripped = before.rstrip(" ")
+        tokens = self._segments(example, stripped, after)
+        ids = self._ids(before[len(stripped) :] + slot) if slot else ()
+        room = self.room(tokens)
+        return PromptTokens(
+            before=tokens.before,
+            slot=ids[:room],
+            after=tokens.after,
+            answer=tokens.answer,
+            slot_tokens_cut=max(0, len(ids) - room),
+        )
+
+    def wire(self, example: Example) -> PromptTokens:
+        """The prompt with an empty slot, where the wire goes."""
+        before, after = self._frame(example)
+        return self._segments(example, before.rstrip(" "), after)
+
+    def truncated(self, example: Example, num_tokens: int) -> PromptTokens:
+        """The text prompt, its context cut so that the slot is at most ``num_tokens`` long.
+
+        The question is kept. Where the slot holds the whole prompt, the context shrinks until the
+        rendered slot fits, which an empty context may still exceed by the question's own length.
+        """
+        if self.carries == "context":
+            full = self.text(example)
+            return PromptTokens(
+                before=full.before,
+                slot=full.slot[:num_tokens],
+                after=full.after,
+                answer=full.answer,
+            )
+        ids = self._ids(example.context)
+        low, high = 0, len(ids)
+        while low < high:
+            middle = (low + high + 1) // 2
+            kept = self.tokenizer.decode(ids[:middle], clean_up_tokenization_spaces=False)
+            if len(self.text(example, context=kept).slot) <= num_tokens:
+                low = middle
+            else:
+                high = middle - 1
+        kept = self.tokenizer.decode(ids[:low], clean_up_tokenization_spaces=False)
+        return self.text(example, context=kept)
+
+    def slot_text(self, example: Example, *, context: str | None = None) -> str:
+        """What the slot stands for, as text: this is what the encoder reads."""
+        context = example.context if context is None else context
+        if self.carries == "context":
+            return context
+        first, second = (half.replace("{question}", example.question) for half in self._halves)
+        return first + context + second
+
+    def room(self, tokens: PromptTokens) -> int:
+        """How many slot positions are left in the window beside the other segments."""
+        used = len(tokens.before) + len(tokens.after) + self.max_answer_tokens + 1
+        return max(0, self.window - used)
+
+    def num_context_tokens(self, example: Example) -> int:
+        """Length of the whole context in this decoder's tokens, uncut."""
+        return len(self._ids(" " + example.context))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids up to EOS, as text."""
+        kept = list(ids)
+        if self.eos in kept:
+            kept = kept[: kept.index(self.eos)]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return text.strip()
+
+    def _frame(self, example: Example) -> tuple[str, str]:
+        if self.carries == "prompt":
+            return self._header, self._footer + ANSWER_CUE
+        first, second = (half.replace("{question}", example.question) for half in self._halves)
+        return self._header + first, second + self._footer + ANSWER_CUE
+
+    def _segments(self, example: Example, before: str, after: str) -> PromptTokens:
+        answer = self._ids(" " + example.answers[0].strip())[: self.max_answer_tokens]
+        return PromptTokens(
+            before=self._bos + self._ids(before),
+            slot=(),
+            after=self._ids(after),
+            answer=(*answer, self.eos),
+        )
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        if text not in self._cache:
+            if len(self._cache) > 100_000:
+                self._cache.clear()
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else ()
+            self._cache[text] = tuple(ids)
+        return self._cache[text]
+
+
+def _chat_frame(tokenizer: Any) -> tuple[str, str]:
+    """The chat template's text before and after the user's content, up to the assistant's turn."""
+    message = [{"role": "user", "content": _CHAT_CONTENT}]
+    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    header, content, footer = rendered.partition(_CHAT_CONTENT)
+    if not content:
+        raise ValueError("the tokenizer's chat template does not show the user's content")
+    return header, footer

@@ -1,0 +1,252 @@
+"""Builds the embedded pair: two small causal LMs of different families that really read.
+
+Each is an ordinary Hugging Face model with its own byte-level tokenizer, pretrained from scratch
+on generated profiles and saved by ``save_pretrained``. Every question of a document is trained in
+one sequence under a block mask: a question sees the context and itself, at the positions it would
+have alone, so training matches the way the model is read later.
+"""
+
+import logging
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from latentwire.data.profiles import Document, document
+from latentwire.data.prompts import DecoderPrompts
+
+log = logging.getLogger(__name__)
+
+_LM_WEIGHT = 0.2
+"""Weight of plain language modelling of context and question beside the answers."""
+_IGNORE = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySpec:
+    """One model of the pair: its family, its tokenizer and its sizes."""
+
+    name: str
+    model_type: str
+    tokenizer: dict[str, Any]
+    architecture: dict[str, Any]
+
+
+def load_specs(path: Path) -> dict[str, TinySpec]:
+    """The pair's specification from YAML."""
+    tree = yaml.safe_load(path.read_text())
+    return {name: TinySpec(name=name, **entry) for name, entry in tree.items()}
+
+
+def build_tokenizer(spec: TinySpec, *, seed: int) -> PreTrainedTokenizerFast:
+    """A lossless byte-level BPE tokenizer trained on profile prompts."""
+    options = spec.tokenizer
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+        if options["split_digits"]
+        else byte_level
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [token for token in (options["bos"], options["eos"], options["pad"]) if token]
+    trainer = trainers.BpeTrainer(
+        vocab_size=options["vocab_size"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=special,
+        show_progress=False,
+    )
+    documents = (document(seed, "train", index) for index in range(2_000))
+    tokenizer.train_from_iterator(_plain_texts(documents), trainer)
+    if options["bos"]:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{options['bos']} $A",
+            pair=f"{options['bos']} $A $B",
+            special_tokens=[(options["bos"], tokenizer.token_to_id(options["bos"]))],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=options["bos"],
+        eos_token=options["eos"],
+        pad_token=options["pad"],
+        clean_up_tokenization_spaces=False,
+        model_max_length=spec.architecture["max_position_embeddings"],
+    )
+
+
+def _plain_texts(documents: Any) -> Any:
+    for doc in documents:
+        yield f"Context: {doc.context}"
+        for example in doc.examples:
+            yield f"\nQuestion: {example.question}\nAnswer: {example.answers[0]}"
+
+
+def _pack(prompts: DecoderPrompts, doc: Document) -> tuple[list[int], list[int], list[int]]:
+    """One document as (ids, positions, block): block 0 is the context, k its k-th question."""
+    first = prompts.text(doc.examples[0])
+    ids = [*first.before, *first.slot]
+    positions = list(range(len(ids)))
+    blocks = [0] * len(ids)
+    start = len(ids)
+    for number, example in enumerate(doc.examples, start=1):
+        tokens = prompts.text(example)
+        segment = [*tokens.after, *tokens.answer]
+        ids += segment
+        positions += range(start, start + len(segment))
+        blocks += [number] * len(segment)
+    return ids, positions, blocks
+
+
+def _batch(prompts: DecoderPrompts, docs: list[Document]) -> tuple[torch.Tensor, ...]:
+    """Pads packed documents: ids, positions, mask [B, 1, T, T], labels, and the answers' mask."""
+    packed = [_pack(prompts, doc) for doc in docs]
+    length = max(len(ids) for ids, _, _ in packed)
+    ids = torch.full((len(docs), length), prompts.pad)
+    positions = torch.zeros((len(docs), length), dtype=torch.long)
+    blocks = torch.full((len(docs), length), -1)
+    labels = torch.full((len(docs), length), _IGNORE)
+    is_answer = torch.zeros((len(docs), length), dtype=torch.bool)
+    for row, ((tokens, places, numbers), doc) in enumerate(zip(packed, docs, strict=True)):
+        size = len(tokens)
+        ids[row, :size] = torch.tensor(tokens)
+        positions[row, :size] = torch.tensor(places)
+        blocks[row, :size] = torch.tensor(numbers)
+        end = 0
+        # labels[t] is the token after t inside the same block; a question's first token has none.
+        labels[row, : size - 1] = torch.where(
+            blocks[row, 1:size] == blocks[row, : size - 1], ids[row, 1:size], _IGNORE
+        )
+        end = numbers.count(0)
+        for example in doc.examples:
+            parts = prompts.text(example)
+            end += len(parts.after) + len(parts.answer)
+            is_answer[row, end - 1 - len(parts.answer) : end - 1] = True
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = (blocks[:, :, None] == blocks[:, None, :]) | (blocks[:, None, :] == 0)
+    visible = causal & same & (blocks[:, None, :] >= 0)
+    visible |= torch.eye(length, dtype=torch.bool)
+    mask = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)
+    return ids, positions, mask[:, None], labels, is_answer
+
+
+def _facts_range(progress: float) -> tuple[int, int]:
+    """Curriculum: short documents first; the last half also goes beyond the evaluated sizes."""
+    if progress < 0.08:
+        return 1, 4
+    if progress < 0.2:
+        return 2, 8
+    return 4, 13
+
+
+def _learning_rate(progress: float, peak: float) -> float:
+    warmup = 0.03
+    if progress < warmup:
+        return peak * progress / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def pretrain(
+    spec: TinySpec,
+    *,
+    seed: int,
+    steps: int,
+    batch_documents: int = 24,
+    learning_rate: float = 2e-3,
+) -> tuple[Any, PreTrainedTokenizerFast]:
+    """Trains one model of the pair from scratch and returns it with its tokenizer.
+
+    The same seed, steps and batch size on the same machine give the same weights.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(spec, seed=seed)
+    config = AutoConfig.for_model(
+        spec.model_type,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **spec.architecture,
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    prompts = DecoderPrompts(tokenizer)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
+    rng = random.Random(seed)
+    log.info("%s: %d parameters, %d steps", spec.name, model.num_parameters(), steps)
+    start = time.perf_counter()
+    for step in range(steps):
+        progress = step / steps
+        low, high = _facts_range(progress)
+        docs = [
+            document(seed, "train", rng.randrange(1 << 40), min_facts=low, max_facts=high)
+            for _ in range(batch_documents)
+        ]
+        ids, positions, mask, labels, is_answer = _batch(prompts, docs)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(progress, learning_rate)
+        logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORE, reduction="none"
+        ).view_as(labels)
+        plain = (labels != _IGNORE) & ~is_answer
+        answer_loss = losses[is_answer].mean()
+        loss = answer_loss + _LM_WEIGHT * losses[plain].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            right = (logits.argmax(-1) == labels)[is_answer].float().mean()
+            log.info(
+                "%s: step %d/%d, answer loss %.4f, answer-token accuracy %.4f, %.0f s",
+                spec.name,
+                step + 1,
+                steps,
+                answer_loss.item(),
+                right.item(),
+                time.perf_counter() - start,
+            )
+    return model.eval(), tokenizer
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes model and tokenizer in the Hugging Face layout, weights in safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def reading_accuracy(
+    model: Any, tokenizer: Any, *, seed: int, num_documents: int = 200
+) -> dict[str, float]:
+    """Exact match from text on held-out test documents: overall and by kind of question.
+
+    An answer counts when every token and the EOS after it is the model's own greedy choice.
+    """
+    prompts = DecoderPrompts(tokenizer)
+    right: dict[str, list[bool]] = {}
+    for start in range(0, num_documents, 20):
+        stop = min(start + 20, num_documents)
+        docs = [document(seed, "test", index) for index in range(start, stop)]
+        ids, positions, mask, labels, is_answer = _batch(prompts, docs)
+        logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
+        hit = logits.argmax(-1) == labels
+        for row, doc in enumerate(docs):
+            spans = hit[row][is_answer[row]].split(
+                [len(prompts.text(example).answer) for example in doc.examples]
+            )
+            for example, span in zip(doc.examples, spans, strict=True):
+                right.setdefault(example.kind, []).append(bool(span.all()))
+    every = [value for values in right.values() for value in values]
+    scores = {f"em_{kind}": sum(values) / len(values) for kind, values in right.items()}
+    return {"em": sum(every) / len(every), **scores}

@@ -138,6 +138,10 @@ class DecoderPrompts:
         used = len(tokens.before) + len(tokens.after) + self.max_answer_tokens + 1
         return max(0, self.window - used)
 
+    def plain_ids(self, text: str) -> tuple[int, ...]:
+        """Tokens of a bare piece of text, without special ones."""
+        return self._ids(text)
+
     def num_context_tokens(self, example: Example) -> int:
         """Length of the whole context in this decoder's tokens, uncut."""
         return len(self._ids(" " + example.context))

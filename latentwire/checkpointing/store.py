@@ -1,0 +1,55 @@
+"""A unit's state in safetensors files: weights and both optimizer moments, nothing pickled."""
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentwire.distributed.sharding import UnitState
+
+_FILES = ("weights", "first_moments", "second_moments")
+
+
+def write_unit(folder: Path, state: UnitState) -> None:
+    """Writes one unit's state into ``folder``, durably."""
+    folder.mkdir(parents=True)
+    for name in _FILES:
+        tensors: dict[str, Tensor] = getattr(state, name)
+        path = folder / f"{name}.safetensors"
+        save_file(tensors, path, metadata={"num_steps": json.dumps(state.num_steps)})
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_unit(folder: Path, *, with_optimizer: bool = True) -> UnitState:
+    """Reads one unit's state.
+
+    Raises:
+        ValueError: when a file is missing or damaged, naming it.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for name in _FILES:
+        path = folder / f"{name}.safetensors"
+        if name != "weights" and not with_optimizer:
+            tensors[name] = {}
+            continue
+        try:
+            tensors[name] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"the checkpoint file {path} cannot be read: {error}") from error
+    return UnitState(
+        weights=tensors["weights"],
+        first_moments=tensors["first_moments"],
+        second_moments=tensors["second_moments"],
+        num_steps=_num_steps(folder),
+    )
+
+
+def _num_steps(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        return int(json.loads((file.metadata() or {})["num_steps"]))

@@ -1,0 +1,241 @@
+"""From YAML and ``key=value`` overrides to the typed configuration tree, strictly.
+
+An unknown key, a wrong type or a bad value is a problem that names the key, the value and the
+fix. All problems are collected before any is reported.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentwire.config import Config, ConfigError, DecoderConfig, flatten, problems
+
+PACKAGED = Path(__file__).parent / "recipes"
+REPOSITORY = Path(__file__).parent.parent
+_MODEL_KEYS = ("model",)
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes."""
+    return sorted(path.stem for path in PACKAGED.glob("*.yaml") if path.stem != "tiny")
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a packaged recipe or a YAML file, with overrides applied.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    errors: list[str] = []
+    tree = _read(recipe)
+    for text in overrides:
+        _override(tree, text, errors)
+    config = _build(Config, tree, "", errors)
+    if not errors:
+        errors += problems(config)
+    if errors:
+        raise ConfigError(errors)
+    return config
+
+
+def from_tree(tree: Mapping[str, Any]) -> Config:
+    """The configuration of an already merged tree, as a run's ``config.yaml`` holds it."""
+    errors: list[str] = []
+    config = _build(Config, tree, "", errors)
+    if errors:
+        raise ConfigError(errors)
+    return config
+
+
+def to_tree(config: object) -> Any:
+    """The tree as plain mappings and scalars, ready for YAML."""
+    if is_dataclass(config):
+        return {item.name: to_tree(getattr(config, item.name)) for item in fields(config)}
+    if isinstance(config, Mapping):
+        return {name: to_tree(value) for name, value in config.items()}
+    return config
+
+
+def guess_run_folder(recipe: str, overrides: Sequence[str]) -> Path | None:
+    """The run folder a failing command meant, so that its status can be written; None if unclear."""
+    try:
+        tree = _read(recipe)
+        for text in overrides:
+            _override(tree, text, [])
+        default = Config().run
+        run = _build(type(default), tree.get("run") or {}, "run", errors := [])
+    except (ConfigError, AttributeError):
+        return None
+    if errors or not run.tag or "/" in run.tag or run.tag.startswith("."):
+        return None
+    return Path(run.root) / run.tag
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    packaged = PACKAGED / f"{recipe}.yaml"
+    path = packaged if recipe in recipe_names() else Path(recipe)
+    if not path.is_file():
+        raise ConfigError(
+            [
+                f"--recipe: '{recipe}' is neither a file nor a packaged recipe "
+                f"({', '.join(recipe_names())})"
+            ]
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"--recipe: {path} is no valid YAML: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"--recipe: {path} must hold a mapping of keys, e.g. 'run: {{tag: x}}'"])
+    if path == packaged:
+        _anchor_models(tree)
+    return tree
+
+
+def _anchor_models(tree: dict[str, Any]) -> None:
+    """Model folders in a packaged recipe are relative to the repository, wherever one stands."""
+    entries = [tree.get("encoder", {}), *tree.get("decoders", {}).values()]
+    for entry in entries:
+        if (REPOSITORY / entry.get("model", "")).is_dir():
+            entry["model"] = str(REPOSITORY / entry["model"])
+
+
+def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key:
+        errors.append(f"'{text}': an override is written key=value, e.g. train.batch_size=24")
+        return
+    kind = _type_at(key)
+    try:
+        value = raw if kind is str else yaml.safe_load(raw)
+    except yaml.YAMLError:
+        errors.append(f"{key}: '{raw}' is no valid YAML value")
+        return
+    if isinstance(value, str) or (_is_optional_str(kind) and value is not None):
+        value = raw
+    node = tree
+    *path, last = key.split(".")
+    for name in path:
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            errors.append(f"{key}: '{name}' holds a value and has no keys below it")
+            return
+        node = child
+    if path == ["decoders"] and value is None:
+        node.pop(last, None)
+    else:
+        node[last] = value
+
+
+def _type_at(key: str) -> Any:
+    """The declared type of a dotted key, or None where there is no such key."""
+    kind: Any = Config
+    parts = key.split(".")
+    for index, name in enumerate(parts):
+        if parts[:index] == ["decoders"]:
+            kind = DecoderConfig
+        elif is_dataclass(kind):
+            kind = _hints(kind).get(name)
+        else:
+            return None
+    return kind
+
+
+def _is_optional_str(kind: Any) -> bool:
+    return typing.get_origin(kind) is types.UnionType and str in typing.get_args(kind)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _build(kind: Any, value: Any, key: str, errors: list[str]) -> Any:
+    """``value`` as ``kind``; what does not fit is reported and replaced by None."""
+    if is_dataclass(kind):
+        return _build_dataclass(typing.cast(type, kind), value, key, errors)
+    origin = typing.get_origin(kind)
+    if origin is Mapping:
+        return value
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        return _build(typing.get_args(kind)[0], value, key, errors)
+    if origin is typing.Literal:
+        options = typing.get_args(kind)
+        if value in options:
+            return value
+        errors.append(f"{key}: '{value}' is not one of {', '.join(options)}")
+        return None
+    return _scalar(kind, value, key, errors)
+
+
+def _build_dataclass(kind: type, value: Any, key: str, errors: list[str]) -> Any:
+    if value is None:
+        value = {}
+    if not isinstance(value, Mapping):
+        errors.append(f"{key}: '{value}' should be a mapping of keys")
+        return None
+    hints = _hints(kind)
+    for name in value:
+        if name not in hints:
+            errors.append(_unknown(f"{key}.{name}" if key else str(name)))
+    given = {}
+    for name, hint in hints.items():
+        if name not in value:
+            continue
+        full = f"{key}.{name}" if key else name
+        if full == "decoders":
+            given[name] = _decoders(value[name], errors)
+        else:
+            given[name] = _build(hint, value[name], full, errors)
+    return kind(**given)
+
+
+def _decoders(value: Any, errors: list[str]) -> dict[str, DecoderConfig]:
+    if not isinstance(value, Mapping):
+        errors.append("decoders: should map a name to its settings, e.g. 'a: {model: ...}'")
+        return {}
+    return {
+        str(name): _build(DecoderConfig, entry, f"decoders.{name}", errors)
+        for name, entry in value.items()
+    }
+
+
+def _scalar(kind: type, value: Any, key: str, errors: list[str]) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        # YAML reads 1e-4 as a string; the declared type says what was meant.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    errors.append(f"{key}: '{value}' should be {names[kind]}")
+    return None
+
+
+def _unknown(key: str) -> str:
+    known = list(flatten(Config()))
+    parent = key.split(".")
+    if parent[0] == "decoders" and len(parent) > 2:
+        stem = ".".join(parent[:2])
+        known = [f"{stem}.{item.name}" for item in fields(DecoderConfig)]
+    sections = {".".join(name.split(".")[:depth]) for name in known for depth in (1, 2, 3)}
+    close = difflib.get_close_matches(key, [*known, *sections], n=1, cutoff=0.6)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"{key}: unknown key{hint}"

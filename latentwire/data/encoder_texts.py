@@ -1,0 +1,85 @@
+"""Texts as the encoder sees them: its tokens, and how many latents each text gets."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from latentwire.config import EncoderConfig, WireConfig
+
+
+def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
+    """Latents of a text of ``num_tokens`` encoder tokens: by ratio, or ``fixed`` at most."""
+    if fixed:
+        return min(fixed, num_tokens)
+    return -(-num_tokens // ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderTexts:
+    """Tokenized texts of one encoder call, padded on the right."""
+
+    ids: Tensor
+    """[texts, tokens] with the leading token (BOS) where the tokenizer has one."""
+    num_tokens: Tensor
+    """[texts] text tokens, the leading one not counted."""
+    counts: Tensor
+    """[texts] latents of each text."""
+    max_latents: int
+    """Latents of the result, the same on every rank of the world."""
+
+    def to(self, device: torch.device) -> "EncoderTexts":
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            num_tokens=self.num_tokens.to(device),
+            counts=self.counts.to(device),
+        )
+
+
+class EncoderTokenizer:
+    """Texts to encoder tokens, cut to the encoder's window; counts what was cut."""
+
+    def __init__(self, encoder: EncoderConfig, wire: WireConfig, *, window: int) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            encoder.model, revision=encoder.revision, trust_remote_code=encoder.trust_remote_code
+        )
+        bos = self._tokenizer.bos_token_id
+        self.lead = [bos] if self._tokenizer("a")["input_ids"][:1] == [bos] else []
+        self.max_tokens = min(encoder.max_tokens or window, window) - len(self.lead)
+        self._wire = wire
+        self._cache: dict[str, list[int]] = {}
+        self.num_cut = 0
+
+    def ids(self, text: str) -> list[int]:
+        """The text's tokens, at most ``max_tokens`` of them."""
+        if text not in self._cache:
+            if len(self._cache) > 100_000:
+                self._cache.clear()
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+            self.num_cut += len(ids) > self.max_tokens
+            self._cache[text] = ids[: self.max_tokens]
+        return self._cache[text]
+
+    def num_latents(self, text: str) -> int:
+        return num_latents(
+            len(self.ids(text)), ratio=self._wire.ratio, fixed=self._wire.num_latents
+        )
+
+    def batch(self, texts: list[str], *, rows: int, max_latents: int) -> EncoderTexts:
+        """Pads ``texts`` to ``rows`` rows; rows without a text hold one token and no latent.
+
+        Every rank of the world makes the same number of rows, so that all run the encoder equally
+        often, whatever the number of texts.
+        """
+        tokens = [self.ids(text) for text in texts] + [[]] * (rows - len(texts))
+        counts = [self.num_latents(text) for text in texts] + [0] * (rows - len(texts))
+        padded = [self.lead + ids for ids in tokens]
+        length = max(1, *(len(ids) for ids in padded))
+        return EncoderTexts(
+            ids=torch.tensor([ids + [0] * (length - len(ids)) for ids in padded]),
+            num_tokens=torch.tensor([len(ids) for ids in tokens]),
+            counts=torch.tensor(counts),
+            max_latents=max_latents,
+        )

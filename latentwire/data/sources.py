@@ -1,0 +1,214 @@
+"""Where examples come from: generated profiles, SQuAD (hub or file), or your own JSON lines."""
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from latentwire.data import profiles, readers
+from latentwire.data.example import Example
+from latentwire.data.readers import Article, SourceError
+
+Split = Literal["train", "validation", "test"]
+
+SOURCES = ("profiles", "squad", "jsonl")
+DEFAULT_HUB_NAME = "rajpurkar/squad"
+
+_HELD_OUT = 0.1
+"""Share of the articles of a local file that each of validation and test gets."""
+_MIN_ARTICLES = 3
+_HUB_SPLITS: dict[Split, str] = {
+    "train": "train",
+    "validation": "validation",
+    # The hub's SQuAD has no public test split.
+    "test": "validation",
+}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_FILE_SUFFIXES = {".json", ".jsonl", ".parquet", ".txt", ".csv", ".tsv", ".gz", ".zip", ".arrow"}
+
+
+class DataSource(Protocol):
+    """One split of a data set."""
+
+    @property
+    def num_documents(self) -> int:
+        """How many documents the split has; they are numbered from 0."""
+        ...
+
+    def examples(self, document: int) -> tuple[Example, ...]:
+        """The examples of one document; all have the same context."""
+        ...
+
+    def counts(self) -> list[int]:
+        """The number of examples of each document, without making them."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfilesSource:
+    """Generated profiles; a document is made when it is asked for."""
+
+    split: Split
+    seed: int
+
+    @property
+    def num_documents(self) -> int:
+        return profiles.DOCUMENTS_PER_SPLIT[self.split]
+
+    def examples(self, document: int) -> tuple[Example, ...]:
+        assert 0 <= document < self.num_documents, document
+        return _profile(self.seed, self.split, document)
+
+    def counts(self) -> list[int]:
+        return [profiles.QUESTIONS_PER_DOCUMENT] * self.num_documents
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedSource:
+    """Documents held in memory, in the file's order."""
+
+    documents: tuple[tuple[Example, ...], ...]
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents)
+
+    def examples(self, document: int) -> tuple[Example, ...]:
+        assert 0 <= document < self.num_documents, document
+        return self.documents[document]
+
+    def counts(self) -> list[int]:
+        return [len(examples) for examples in self.documents]
+
+
+def open_source(*, source: str, path: str | None, split: Split, seed: int) -> DataSource:
+    """Opens one split of a data set.
+
+    Args:
+        source: one of ``SOURCES``.
+        path: a local file; for ``squad`` also the name of a hub data set, ``org/name``.
+        split: which split.
+        seed: of the generated profiles, and of the split of a local file.
+
+    Raises:
+        SourceError: a ValueError; its text is for the user, one line for each problem.
+    """
+    assert split in get_args(Split), split
+    if source not in SOURCES:
+        raise SourceError([f"data.source: unknown source `{source}`; known: {', '.join(SOURCES)}"])
+    if source == "profiles":
+        if path is not None:
+            raise SourceError(
+                [
+                    f"data.path: `{path}` is given, but `data.source: profiles` is generated: "
+                    "remove data.path, or set data.source to squad or jsonl"
+                ]
+            )
+        return ProfilesSource(split=split, seed=seed)
+    if source == "jsonl" and path is None:
+        raise SourceError(["data.path: `data.source: jsonl` needs a file: set data.path"])
+    if path is not None and not path.strip():
+        raise SourceError(["data.path: the path is empty; give a file or leave the key out"])
+    hub_name = _hub_name(path) if source == "squad" else None
+    if hub_name is not None:
+        articles: Sequence[Article] = _read_hub(hub_name, _HUB_SPLITS[split])
+    else:
+        assert path is not None, "only squad has a default"
+        articles = _split_articles(_read_file(source, path), split=split, seed=seed, path=path)
+    documents = tuple(document for article in articles for document in article.documents)
+    return LoadedSource(documents=documents)
+
+
+def check_source(*, source: str, path: str | None, seed: int) -> list[str]:
+    """Everything wrong with the data keys of a configuration, as messages; empty when all is well.
+
+    It opens every split, so a local file is read in full, and a hub data set is downloaded.
+    """
+    try:
+        for split in get_args(Split):
+            open_source(source=source, path=path, split=split, seed=seed)
+    except SourceError as error:
+        return error.problems
+    return []
+
+
+@functools.lru_cache(maxsize=256)
+def _profile(seed: int, split: Split, index: int) -> tuple[Example, ...]:
+    return profiles.document(seed, split, index).examples
+
+
+def _hub_name(path: str | None) -> str | None:
+    """The hub data set that ``path`` names; None when it is a local file."""
+    if path is None:
+        return DEFAULT_HUB_NAME
+    # A file that does not exist yet looks like one by its suffix, and gets that message.
+    is_name = _HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in _FILE_SUFFIXES
+    return path if is_name and not Path(path).exists() else None
+
+
+@functools.lru_cache(maxsize=2)
+def _read_hub(name: str, split: str) -> tuple[Article, ...]:
+    return readers.read_hub(name, split)
+
+
+def _read_file(source: str, path: str) -> tuple[Article, ...]:
+    try:
+        file = Path(path).expanduser()
+        stamp = file.stat()
+    except (OSError, RuntimeError, ValueError):
+        # Not to be found or not allowed: the reader says which.
+        return _read_version(source, path, 0, 0)
+    return _read_version(source, str(file), stamp.st_mtime_ns, stamp.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_version(source: str, path: str, mtime_ns: int, size: int) -> tuple[Article, ...]:
+    """One version of a file; checking it and opening its three splits reads it once."""
+    file = Path(path)
+    if source == "jsonl":
+        return readers.read_jsonl(file, squad=False)
+    suffix = file.suffix.lower()
+    if suffix == ".jsonl":
+        return readers.read_jsonl(file, squad=True)
+    if suffix == ".parquet":
+        return readers.read_parquet(file)
+    if suffix != ".json" and file.is_file():
+        raise SourceError(
+            [
+                f"data.path: {path}: `data.source: squad` reads .json (SQuAD v1.1 or v2), .jsonl "
+                "and .parquet files; rename or convert it"
+            ]
+        )
+    return readers.read_squad_json(file)
+
+
+def _split_articles(
+    articles: tuple[Article, ...], *, split: Split, seed: int, path: str
+) -> list[Article]:
+    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty.
+
+    An article's place depends on its key, the seed and the other keys, not on the file's order.
+    """
+    if len(articles) < _MIN_ARTICLES:
+        raise SourceError(
+            [
+                f"data.path: {path} has {len(articles)} article(s) (rows of one `title`, or of one "
+                f"context where there is no title), and train, validation and test need at least "
+                f"one each: give {_MIN_ARTICLES} or more"
+            ]
+        )
+    num_held_out = max(1, round(_HELD_OUT * len(articles)))
+    keys = sorted(
+        (article.key for article in articles),
+        key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest(),
+    )
+    chosen = {
+        "validation": keys[:num_held_out],
+        "test": keys[num_held_out : 2 * num_held_out],
+        "train": keys[2 * num_held_out :],
+    }
+    wanted = set(chosen[split])
+    return [article for article in articles if article.key in wanted]

@@ -1,0 +1,69 @@
+"""The diagnostics file: every rank's rows, written by rank 0, valid JSON always."""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from latentwire.distributed.groups import Group
+from latentwire.distributed.messages import gather_json
+
+SCHEMA = 1
+_STAGE_ORDER = {"A": 0, "B": 1}
+
+
+class DiagnosticsStream:
+    """Gathers rows to rank 0 and appends them to a JSON Lines file.
+
+    Args:
+        path: the file.
+        run: the run's tag, written into every row.
+        world: all ranks; each must call ``write`` equally often.
+    """
+
+    def __init__(self, path: Path, *, run: str, world: Group) -> None:
+        self._path = path
+        self._run = run
+        self._world = world
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drops rows beyond (stage, step), which a resumed run writes again, and a torn last line."""
+        if self._world.rank != 0 or not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+                place = (_STAGE_ORDER[row["stage"]], row["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+            if place <= (_STAGE_ORDER[stage], step):
+                kept.append(line + "\n")
+        fresh = self._path.with_suffix(".tmp")
+        fresh.write_text("".join(kept), encoding="utf-8")
+        fresh.replace(self._path)
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """Appends every rank's rows in rank order; returns them all on rank 0. All ranks call."""
+        gathered = gather_json([encodable(row) for row in rows], self._world)
+        if gathered is None:
+            return None
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        every = [
+            {"schema": SCHEMA, "run": self._run, "time": time, **row}
+            for rank_rows in gathered
+            for row in rank_rows
+        ]
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in every)
+        return every
+
+
+def encodable(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with non-finite numbers as null, their keys listed under ``nonfinite``."""
+    bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+    if not bad:
+        return row
+    return {k: None if k in bad else v for k, v in row.items()} | {"nonfinite": bad}

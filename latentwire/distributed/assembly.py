@@ -1,0 +1,123 @@
+"""The job on this rank: its groups, its frozen decoders, and the wire between them.
+
+Training and evaluation both read a batch through ``latents`` and ``soft_prompt``: one path from
+text to what a decoder sees.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.config import Config
+from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.loader import DecoderBatch, GlobalBatch, encoder_batch
+from latentwire.data.prompts import DecoderPrompts
+from latentwire.decoders.frozen import FrozenDecoder, load_decoder
+from latentwire.distributed.exchange import exchange, scale_gradient
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.sharding import ShardedUnit, make_backend
+from latentwire.wire.encoder import encoder_window
+from latentwire.wire.wire import DecoderShape, Wire, build_wire
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """Everything a rank works with; built once by ``assemble``."""
+
+    config: Config
+    groups: ProcessGroups
+    device: torch.device
+    decoders: dict[str, FrozenDecoder]
+    """The decoders this rank hosts."""
+    prompts: dict[str, DecoderPrompts]
+    """The prompts of each hosted decoder."""
+    tokenizer: EncoderTokenizer
+    wire: Wire
+    units: dict[str, ShardedUnit]
+    """The trained units this rank holds a shard of, by checkpoint name."""
+
+    @property
+    def any_prompts(self) -> DecoderPrompts:
+        """Prompts of one hosted decoder, for what does not depend on the decoder."""
+        return next(iter(self.prompts.values()))
+
+    @property
+    def unit_names(self) -> list[str]:
+        """Every unit of the whole job, in one order on all ranks."""
+        return ["encoder", *(f"adapter_{spec.decoder}" for spec in self.groups.topology.groups)]
+
+    def latents(self, batch: GlobalBatch) -> Tensor:
+        """The wire of every text of the batch: [at least texts, num_latents, d_z].
+
+        Each rank encodes its slice of the texts, once; the exchange does the rest.
+        """
+        world = self.groups.world
+        texts = encoder_batch(batch, self.tokenizer, rank=world.rank, world_size=world.size)
+        return exchange(self.wire.encode(texts.to(self.device)), world)
+
+    def soft_prompt(self, decoder: str, latents: Tensor, batch: DecoderBatch) -> Tensor:
+        """One decoder's soft prompt for its part of the batch: [rows, num_latents + 2, hidden].
+
+        Args:
+            latents: what ``latents`` returned for the global batch.
+        """
+        counts = torch.tensor(batch.counts, device=self.device)
+        rows = torch.tensor(batch.texts, device=self.device)
+        # The gradient that enters the exchange is averaged over the world, the loss over a group.
+        factor = self.groups.world.size / self.groups.decoder(decoder).size
+        own = scale_gradient(latents, factor)[rows, : max(1, *batch.counts)]
+        return self.wire.soft_prompt(decoder, own, counts)
+
+
+def assemble(config: Config, groups: ProcessGroups) -> Job:
+    """Loads this rank's decoders, builds the wire and shards its units. All ranks must call."""
+    device = groups.device
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    decoders: dict[str, FrozenDecoder] = {}
+    prompts: dict[str, DecoderPrompts] = {}
+    for spec in groups.hosted:
+        name = spec.decoder
+        settings = config.decoders[name]
+        log.info("loading decoder '%s' from %s", name, settings.model)
+        decoders[name] = load_decoder(name, settings, dtype=dtype, device=device)
+        prompts[name] = DecoderPrompts(
+            decoders[name].tokenizer,
+            template=config.data.template,
+            chat=settings.chat,
+            carries=config.wire.carries,
+            window=decoders[name].window,
+            max_answer_tokens=config.data.max_answer_tokens,
+        )
+    log.info("building the wire from %s", config.encoder.model)
+    shapes = {
+        name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
+        for name, d in decoders.items()
+    }
+    wire, tokenizer = _build(config, shapes, device)
+    backend = make_backend(config)
+    units = {"encoder": backend.wrap(wire.shared, groups.world)}
+    for name in decoders:
+        units[f"adapter_{name}"] = backend.wrap(wire.units[name], groups.decoder(name))
+    return Job(
+        config=config,
+        groups=groups,
+        device=device,
+        decoders=decoders,
+        prompts=prompts,
+        tokenizer=tokenizer,
+        wire=wire,
+        units=units,
+    )
+
+
+def _build(
+    config: Config, shapes: dict[str, DecoderShape], device: torch.device
+) -> tuple[Wire, EncoderTokenizer]:
+    window = encoder_window(config.encoder)
+    tokenizer = EncoderTokenizer(config.encoder, config.wire, window=window)
+    wire = build_wire(config, shapes, num_lead=len(tokenizer.lead), device=device)
+    return wire, tokenizer

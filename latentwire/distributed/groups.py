@@ -1,0 +1,118 @@
+"""Process groups: all created up front, by all ranks, in one order; each named, each timed.
+
+``start`` works under torchrun and without it, where the world is this one process.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from latentwire.distributed.topology import GroupSpec, Topology
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One process group that this process is a member of."""
+
+    name: str
+    ranks: tuple[int, ...]
+    """Global ranks, in group order."""
+    handle: dist.ProcessGroup
+    """Carries tensors of the training device."""
+    bookkeeping: dist.ProcessGroup
+    """A gloo group of the same ranks for counts, metrics and agreement."""
+    mesh: DeviceMesh
+    """The same ranks as a one-dimensional mesh."""
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def rank(self) -> int:
+        """This process's rank inside the group."""
+        return self.ranks.index(dist.get_rank())
+
+
+class ProcessGroups:
+    """Owner of every process group of the job."""
+
+    def __init__(self, topology: Topology, *, device: torch.device, timeout: float) -> None:
+        self.topology = topology
+        self.device = device
+        self.rank = dist.get_rank()
+        limit = timedelta(seconds=timeout)
+        everyone = tuple(range(topology.world_size))
+        self.world = self._create("world", everyone, limit)
+        self._decoders = {
+            spec.decoder: self._create(spec.decoder, spec.ranks, limit) for spec in topology.groups
+        }
+
+    def _create(self, name: str, ranks: tuple[int, ...], limit: timedelta) -> Any:
+        # Every rank enters every new_group in the same order, member or not.
+        handle = dist.new_group(list(ranks), timeout=limit, group_desc=name)
+        bookkeeping = dist.new_group(
+            list(ranks), timeout=limit, backend="gloo", group_desc=f"{name}/bookkeeping"
+        )
+        if self.rank not in ranks:
+            return None
+        mesh = DeviceMesh.from_group(handle, self.device.type)
+        return Group(name=name, ranks=ranks, handle=handle, bookkeeping=bookkeeping, mesh=mesh)
+
+    @property
+    def hosted(self) -> tuple[GroupSpec, ...]:
+        """The decoders this process hosts."""
+        return self.topology.hosted_by(self.rank)
+
+    def decoder(self, name: str) -> Group:
+        """The group of a decoder this process hosts.
+
+        Raises:
+            ValueError: when this process is no member, since a collective would silently do
+                nothing.
+        """
+        group: Group | None = self._decoders[name]
+        if group is None:
+            raise ValueError(f"rank {self.rank} does not belong to the group of decoder '{name}'")
+        return group
+
+
+def launch_rank() -> int:
+    """This process's global rank as the launcher set it, before any process group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launch_world_size() -> int:
+    """The world size as the launcher set it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def pick_device() -> torch.device:
+    """This process's device: its own GPU where there are any, else the CPU."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def start(device: torch.device, *, timeout: float) -> None:
+    """Joins the default process group; without a launcher, a world of one."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout)
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=limit)
+        return
+    store = dist.HashStore()
+    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
+
+
+def stop() -> None:
+    """Leaves the default process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

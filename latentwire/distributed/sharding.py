@@ -1,0 +1,61 @@
+"""The seam between the trainer and what shards its weights and optimizer state."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from latentwire.config import Config
+from latentwire.distributed.groups import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitState:
+    """A unit's logical state: whole tensors by parameter name, whatever the sharding."""
+
+    weights: dict[str, Tensor]
+    """fp32 master weights."""
+    first_moments: dict[str, Tensor]
+    second_moments: dict[str, Tensor]
+    num_steps: int
+    """Optimizer steps taken."""
+
+
+class ShardedUnit(Protocol):
+    """One module trained over one process group."""
+
+    module: nn.Module
+
+    def set_sync(self, enabled: bool) -> None:
+        """Whether the next backward reduces gradients (only the last micro-batch needs to)."""
+
+    def local_grad_square(self) -> Tensor:
+        """This rank's part of the squared gradient norm; the parts of all ranks add up to it."""
+
+    def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
+        """One optimizer step with learning rates by parameter group; gradients are scaled first."""
+
+    def zero_grad(self) -> None:
+        """Forgets all gradients."""
+
+    def export_state(self) -> UnitState | None:
+        """The whole state on the group's first rank, None elsewhere. All members must call."""
+
+    def import_state(self, state: UnitState) -> None:
+        """Takes over a whole state. All members must call, each with the same state."""
+
+
+class ShardingBackend(Protocol):
+    """Makes sharded units."""
+
+    def wrap(self, module: nn.Module, group: Group) -> ShardedUnit:
+        """Shards ``module``, which is replaced in place, over ``group``."""
+
+
+def make_backend(config: Config) -> ShardingBackend:
+    """The configured backend."""
+    from latentwire.distributed.fsdp_backend import FsdpBackend
+
+    assert config.sharding.backend == "fsdp", "other backends are refused with the configuration"
+    return FsdpBackend(config.optim, bf16=config.precision == "bf16")

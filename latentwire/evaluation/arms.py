@@ -1,0 +1,52 @@
+"""The arms of an evaluation: ways of prompting one decoder with the same question."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from latentwire.data.example import Example
+from latentwire.data.prompts import DecoderPrompts, PromptTokens
+from latentwire.wire.controls import zero
+
+TextPrompt = Callable[[DecoderPrompts, Example, int], PromptTokens]
+"""(prompts, example, positions of its wire) -> what the decoder reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextArm:
+    """The decoder reads tokens."""
+
+    name: str
+    prompt: TextPrompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireArm:
+    """The decoder reads a wire: its own example's, or another one as a control."""
+
+    name: str
+    wrong: bool = False
+    """Read the wire of a different document."""
+    change: Callable[[Tensor], Tensor] | None = None
+    """Applied to the latents."""
+
+
+Arm = TextArm | WireArm
+
+ARMS: tuple[Arm, ...] = (
+    TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),
+    WireArm(name="latent"),
+    TextArm(name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")),
+    TextArm(
+        name="truncated_text",
+        prompt=lambda prompts, example, positions: prompts.truncated(example, positions),
+    ),
+    WireArm(name="wrong_wire", wrong=True),
+    WireArm(name="zero_wire", change=zero),
+)
+
+
+def names(arms: Sequence[Arm] = ARMS) -> list[str]:
+    """The arms' names, in the order of tables."""
+    return [arm.name for arm in arms]

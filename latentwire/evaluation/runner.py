@@ -1,0 +1,207 @@
+"""Stage C: every arm on every decoder over the held-out examples, on all ranks together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from latentwire.data.batch import PromptBatch
+from latentwire.data.example import Example
+from latentwire.data.loader import GlobalBatch, decoder_batch, global_batch, text_batch
+from latentwire.data.sampler import Sampler
+from latentwire.data.sources import DataSource
+from latentwire.decoders.generation import greedy
+from latentwire.distributed.assembly import Job
+from latentwire.distributed.messages import gather_json
+from latentwire.distributed.topology import eval_batch_size
+from latentwire.evaluation.arms import ARMS, Arm, WireArm, names
+from latentwire.evaluation.metrics import Prediction, summarize
+from latentwire.objectives.tokens import token_losses
+from latentwire.wire.controls import wrong_texts
+
+_BF16_BYTES = 2
+
+
+def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
+    """The evaluated examples: ``samples`` of the split, drawn by the seed; 0 is all of it."""
+    sampler = Sampler(
+        source.counts(), seed=seed, stage="C", questions_per_context=1 << 30, samples=samples
+    )
+    pairs = sampler.take(0, sampler.num_examples)
+    return [source.examples(document)[question] for document, question in pairs]
+
+
+def evaluate(job: Job, examples: Sequence[Example]) -> tuple[dict[str, Any], list[Prediction]] | None:
+    """Runs all arms and scores them.
+
+    Every group splits the same batches over its ranks. All ranks must call.
+
+    Returns:
+        (metrics, predictions) on rank 0, None elsewhere.
+    """
+    world = job.groups.world
+    wrong = wrong_texts(
+        [job.any_prompts.slot_text(example) for example in examples], seed=job.config.run.seed
+    )
+    predictions: list[Prediction] = []
+    job.wire.eval()
+    batches = list(_batches(job, examples))
+    with torch.no_grad():
+        for indices, batch_examples in tqdm(batches, desc="stage C", disable=_quiet(job)):
+            predictions += _predict(job, indices, batch_examples, wrong)
+    gathered = gather_json([asdict(prediction) for prediction in predictions], world)
+    if gathered is None:
+        return None
+    every = [
+        Prediction(**(row | {"answers": tuple(row["answers"])})) for rows in gathered for row in rows
+    ]
+    decoders = [spec.decoder for spec in job.groups.topology.groups]
+    order = {name: index for index, name in enumerate(names())}
+    every.sort(key=lambda p: (p.example, decoders.index(p.decoder), order[p.arm]))
+    metrics = summarize(every, decoders=decoders, arms=names(), seed=job.config.run.seed)
+    return metrics, every
+
+
+def _quiet(job: Job) -> bool | None:
+    return True if job.groups.rank else None  # None: tqdm looks whether stderr is a terminal
+
+
+def _batches(
+    job: Job, examples: Sequence[Example]
+) -> Iterator[tuple[list[int], tuple[Example, ...]]]:
+    """Equal batches; the last is filled up with its final example, whose index then repeats."""
+    size = eval_batch_size(job.groups.topology, job.config.eval.batch_size)
+    for start in range(0, len(examples), size):
+        indices = [min(index, len(examples) - 1) for index in range(start, start + size)]
+        yield indices, tuple(examples[index] for index in indices)
+
+
+def _predict(
+    job: Job, indices: list[int], examples: tuple[Example, ...], wrong: dict[str, str]
+) -> list[Prediction]:
+    batch = global_batch(examples, job.any_prompts)
+    own = (batch, job.latents(batch))
+    other = global_batch(examples, job.any_prompts, replace=wrong)
+    swapped = (other, job.latents(other))
+    found = []
+    for name in job.decoders:
+        group = job.groups.decoder(name)
+        size = len(examples) // group.size
+        part = range(group.rank * size, (group.rank + 1) * size)
+        # What fills up the last batch repeats an index and is not counted.
+        counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
+        for arm in ARMS:
+            if isinstance(arm, WireArm):
+                scored = _read_wire(job, name, arm, *(swapped if arm.wrong else own))
+            else:
+                scored = _read_text(job, name, arm, batch, part)
+            texts, losses, first, top5 = scored
+            for i in counted:
+                row = i - part.start
+                found.append(
+                    _prediction(
+                        job,
+                        name,
+                        arm,
+                        index=indices[i],
+                        example=examples[i],
+                        text=texts[row],
+                        nll=losses[row],
+                        first=first[row],
+                        top5=top5[row],
+                    )
+                )
+    return found
+
+
+_Scored = tuple[list[str], list[list[float]], list[bool], list[bool]]
+
+
+def _read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor) -> _Scored:
+    group, prompts = job.groups.decoder(name), job.prompts[name]
+    parts = {"part": group.rank, "num_parts": group.size}
+    asked = decoder_batch(batch, prompts, job.tokenizer, answers=False, **parts)
+    answered = decoder_batch(batch, prompts, job.tokenizer, **parts)
+    if arm.change is not None:
+        latents = arm.change(latents)
+    soft = job.soft_prompt(name, latents, asked)
+    return _score(job, name, asked.latents_prompt, answered.latents_prompt, soft)
+
+
+def _read_text(job: Job, name: str, arm: Arm, batch: GlobalBatch, part: range) -> _Scored:
+    assert not isinstance(arm, WireArm)
+    prompts = job.prompts[name]
+    tokens = [
+        arm.prompt(prompts, batch.examples[i], _positions(job, batch.texts[batch.text_of[i]]))
+        for i in part
+    ]
+    asked = text_batch(tokens, pad=prompts.pad, answers=False)
+    return _score(job, name, asked, text_batch(tokens, pad=prompts.pad), None)
+
+
+def _positions(job: Job, text: str) -> int:
+    """Positions a decoder reads for the wire of ``text``: its latents, begin and end."""
+    return job.tokenizer.num_latents(text) + 2
+
+
+def _score(
+    job: Job, name: str, asked: PromptBatch, answered: PromptBatch, soft: Tensor | None
+) -> _Scored:
+    decoder, prompts = job.decoders[name], job.prompts[name]
+    generated = greedy(
+        decoder,
+        asked.to(job.device),
+        eos=prompts.eos,
+        max_new_tokens=job.config.eval.max_new_tokens,
+        soft=soft,
+    )
+    answered = answered.to(job.device)
+    logits = decoder.answer_logits(answered, soft)
+    losses = token_losses(logits, answered.targets).cpu()
+    starts = answered.target_place == 0
+    best = logits[starts].topk(min(5, logits.shape[-1]), dim=-1).indices
+    hits = (best == answered.targets[starts][:, None]).cpu()
+    lengths = answered.target_mask.sum(1).tolist()
+    return (
+        [prompts.decode(row) for row in generated.tolist()],
+        [part.tolist() for part in losses.split(lengths)],
+        hits[:, 0].tolist(),
+        hits.any(1).tolist(),
+    )
+
+
+def _prediction(
+    job: Job,
+    name: str,
+    arm: Arm,
+    *,
+    index: int,
+    example: Example,
+    text: str,
+    nll: list[float],
+    first: bool,
+    top5: bool,
+) -> Prediction:
+    latent = arm.name == "latent"
+    slot = job.prompts[name].slot_text(example)
+    num_latents = job.tokenizer.num_latents(slot)
+    return Prediction(
+        example=index,
+        decoder=name,
+        arm=arm.name,
+        kind=example.kind,
+        question=example.question,
+        answers=example.answers,
+        prediction=text,
+        nll_sum=sum(nll),
+        num_tokens=len(nll),
+        first_correct=first,
+        first_in_top5=top5,
+        context_tokens=job.prompts[name].num_context_tokens(example) if latent else None,
+        wire_positions=_positions(job, slot) if latent else None,
+        wire_bytes=num_latents * job.config.wire.d_z * _BF16_BYTES if latent else None,
+        text_bytes=len(example.context.encode()) if latent else None,
+    )

@@ -1,0 +1,33 @@
+"""Objectives on the answer's tokens, from the logits of one teacher-forced forward.
+
+Each is a sum over this rank's positions; dividing by the positions of the whole batch is the
+caller's, so that the objective is the same in every layout.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each supervised position in nats: [n, vocabulary], [n] -> [n]."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def tf(losses: Tensor) -> Tensor:
+    """Teacher-forced cross-entropy, summed over every answer token and its EOS."""
+    return losses.sum()
+
+
+def first(losses: Tensor, place: Tensor) -> Tensor:
+    """Cross-entropy summed over first answer tokens; ``place`` [n] counts within the answer."""
+    return losses[place == 0].sum()
+
+
+def kce(losses: Tensor, place: Tensor, *, k: int) -> Tensor:
+    """Cross-entropy summed over the first ``k`` tokens of each answer."""
+    return losses[place < k].sum()
+
+
+def num_first_right(logits: Tensor, targets: Tensor, place: Tensor) -> Tensor:
+    """How many answers have their first token as the model's own choice."""
+    return (logits.argmax(-1) == targets)[place == 0].sum()

@@ -1,0 +1,145 @@
+"""``torchrun ... -m latentwire.train --recipe NAME [key=value ...]``: trains and evaluates a wire."""
+
+import argparse
+import errno
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from latentwire import config_file
+from latentwire.config import ConfigError
+from latentwire.distributed import groups as process_groups
+from latentwire.training import run
+from latentwire.training.dry_run import describe
+from latentwire.training.preflight import Plan, preflight
+from latentwire.training.run_folder import log_to
+from latentwire.training.status import write_status
+
+log = logging.getLogger(__name__)
+
+_HELD_BACK_SECONDS = 30.0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([f"{message}; see --help"])
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="latentwire train", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--recipe", default="smoke", help="a packaged recipe or a YAML file")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
+    parser.add_argument("--fresh", action="store_true", help="refuse to continue an existing run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="with --fresh: delete the existing run first"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
+    return parser.parse_intermixed_args(list(arguments))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains; returns the process's exit code."""
+    return _guarded(arguments, _train)
+
+
+def main_eval(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates the newest checkpoint of a run; returns the process's exit code."""
+    return _guarded(arguments, _evaluate)
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = config_file.load(options.recipe, options.overrides)
+    world_size = process_groups.launch_world_size()
+    plan = preflight(
+        config, world_size=world_size, fresh=options.fresh, overwrite=options.overwrite
+    )
+    if options.dry_run:
+        if process_groups.launch_rank() == 0:
+            print(describe(plan))
+        return 0
+    wipe = options.fresh and options.overwrite
+    return _supervised(plan, lambda: run.train(plan, wipe=wipe))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    config = config_file.load(options.recipe, options.overrides)
+    # Evaluation keys may differ from the recorded run; what shapes the wire may not.
+    plan = preflight(
+        config,
+        world_size=process_groups.launch_world_size(),
+        fresh=False,
+        overwrite=False,
+        evaluation=True,
+    )
+    return _supervised(plan, lambda: run.evaluate_only(plan))
+
+
+def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
+    """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
+    rank = process_groups.launch_rank()
+    try:
+        return work().code
+    except ValueError as error:
+        # What a user can mend ends as a message; the launcher ends the other ranks.
+        return _refuse(ConfigError([str(error)]), plan.run_folder)
+    except OSError as error:
+        _failed(plan.run_folder, error)
+        if error.errno != errno.ENOSPC:
+            raise
+        log.error("the disk is full: %s; free some space, the same command continues", error)
+        return 1
+    except BaseException as error:
+        if rank == 0:
+            _failed(plan.run_folder, error)
+        raise
+    finally:
+        process_groups.stop()
+
+
+def _failed(folder: Path, error: BaseException) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    try:
+        write_status(folder, state="failed", code=1, reason=reason)
+    except OSError:
+        log.error("the status could not be written: %s", reason)
+
+
+def _guarded(
+    arguments: Sequence[str] | None, command: Callable[[argparse.Namespace], int]
+) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    log_to(None, rank=process_groups.launch_rank())
+    options = None
+    try:
+        options = _parse(arguments)
+        return command(options)
+    except ConfigError as error:
+        folder = None
+        if options is not None and not options.dry_run:
+            folder = config_file.guess_run_folder(options.recipe, options.overrides)
+        return _refuse(error, folder)
+
+
+def _refuse(error: ConfigError, folder: Path | None) -> int:
+    """Ends with code 2 and one message, printed by rank 0 only."""
+    rank = process_groups.launch_rank()
+    if rank != 0:
+        # Rank 0 finds the same problem and says so; ending first would have the launcher kill it
+        # before it can. Whoever is still here after a while had a problem of its own node.
+        time.sleep(_HELD_BACK_SECONDS)
+    where = "" if rank == 0 else f"rank {rank}: "
+    lines = "\n".join(f"  {problem}" for problem in error.problems)
+    print(f"{where}latentwire cannot start:\n{lines}", file=sys.stderr, flush=True)
+    if folder is not None:
+        try:
+            write_status(folder, state="failed", code=2, reason="; ".join(error.problems))
+        except OSError as failure:
+            print(f"the status could not be written: {failure}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

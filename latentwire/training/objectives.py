@@ -1,0 +1,66 @@
+"""One decoder's objectives on its part of a micro-batch, from a single student forward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.config import ObjectivesConfig
+from latentwire.data.loader import DecoderBatch, GlobalBatch
+from latentwire.decoders.teacher import teacher_logits
+from latentwire.distributed.assembly import Job
+from latentwire.objectives import distillation, tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one decoder made of its part."""
+
+    sums: dict[str, Tensor]
+    """Each objective summed over this part's positions; differentiable."""
+    first_right: Tensor
+    """Answers whose first token is the decoder's own choice."""
+    num_tokens: int
+    """Supervised tokens of this part."""
+    soft: Tensor
+    """The soft prompt [rows, num_latents + 2, hidden]."""
+
+
+def measure(job: Job, name: str, batch: GlobalBatch, own: DecoderBatch, latents: Tensor) -> Measured:
+    """Reads the wire with decoder ``name`` and takes every objective's sum.
+
+    Args:
+        own: the part of ``batch`` this rank's decoder reads.
+        latents: the wire of every text of ``batch``.
+    """
+    decoder, prompts, config = job.decoders[name], job.prompts[name], job.config.objectives
+    # The view keeps gradient queries at the soft prompt clear of the sharded module's own hooks.
+    soft = job.soft_prompt(name, latents, own)
+    soft = soft.view_as(soft)
+    prompt = own.latents_prompt.to(job.device)
+    logits = decoder.answer_logits(prompt, soft)
+    losses = tokens.token_losses(logits, prompt.targets)
+    sums = {
+        "tf": tokens.tf(losses),
+        "first": tokens.first(losses, prompt.target_place),
+        "kce": tokens.kce(losses, prompt.target_place, k=config.k),
+    }
+    if config.kd > 0:
+        teacher = teacher_logits(decoder, prompts, [batch.examples[i] for i in own.examples])
+        sums["kd"] = distillation.kd(logits, teacher, temperature=config.kd_temperature)
+    return Measured(
+        sums=sums,
+        first_right=tokens.num_first_right(logits.detach(), prompt.targets, prompt.target_place),
+        num_tokens=len(prompt.targets),
+        soft=soft,
+    )
+
+
+def weighted(
+    normalised: Mapping[str, Tensor], objectives: ObjectivesConfig, *, decoder_weight: float
+) -> Tensor:
+    """One decoder's loss: its normalised objectives by weight."""
+    weights = objectives.weights
+    parts = [weights[name] * value for name, value in normalised.items() if weights[name] > 0]
+    return decoder_weight * torch.stack(parts).sum()

@@ -1,0 +1,196 @@
+"""Everything that can be refused is refused here, before any process group starts.
+
+Models, data, layout, installed extras and the existing run are looked at; every problem found is
+reported at once.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from latentwire import config_file
+from latentwire.checkpointing.commit import newest
+from latentwire.checkpointing.state import changed_keys
+from latentwire.config import Config, ConfigError, DecoderConfig, EncoderConfig
+from latentwire.data.hub import hub_problem
+from latentwire.data.sources import check_source
+from latentwire.distributed.topology import Topology, batch_problems, plan
+
+
+_EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
+"""What an evaluation may set differently from the run that trained the wire."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked job: its configuration, its layout and its folders."""
+
+    config: Config
+    topology: Topology
+    run_folder: Path
+    checkpoint_folder: Path
+
+
+def preflight(
+    config: Config,
+    *,
+    world_size: int,
+    fresh: bool = False,
+    overwrite: bool = False,
+    evaluation: bool = False,
+) -> Plan:
+    """Checks the job against this machine.
+
+    Args:
+        fresh: the run must not exist yet.
+        overwrite: with ``fresh``, an existing run will be deleted.
+        evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems: list[str] = []
+    topology = None
+    try:
+        topology = plan(config.decoders, placement=config.placement, world_size=world_size)
+        problems += batch_problems(
+            topology,
+            batch_size=config.train.batch_size,
+            accumulation=config.train.accumulation,
+        )
+    except ValueError as error:
+        problems.append(str(error))
+    problems += _extra_problems(config)
+    problems += model_problems("encoder", config.encoder)
+    for name, decoder in config.decoders.items():
+        problems += model_problems(f"decoders.{name}", decoder)
+    data = config.data
+    problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
+    run_folder = Path(config.run.root) / config.run.tag
+    checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
+    if (Path(config.checkpoint.root) / "tiny").resolve() == checkpoint_folder.resolve():
+        problems.append("run.tag: 'tiny' is taken by the embedded pair's folder; choose another")
+    if not (fresh and overwrite):
+        existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
+        problems += _run_problems(config, run_folder, checkpoint_folder, existing)
+    if problems:
+        raise ConfigError(problems)
+    assert topology is not None
+    return Plan(
+        config=config,
+        topology=topology,
+        run_folder=run_folder,
+        checkpoint_folder=checkpoint_folder,
+    )
+
+
+def _extra_problems(config: Config) -> list[str]:
+    found = []
+    if config.sharding.backend == "deepspeed":
+        if importlib.util.find_spec("deepspeed") is None:
+            found.append(
+                "sharding.backend: 'deepspeed' is not installed; "
+                "pip install 'latentwire[deepspeed]', or use fsdp"
+            )
+        else:
+            found.append(
+                "sharding.backend: 'deepspeed' is not supported by this version; use fsdp"
+            )
+    for name, decoder in config.decoders.items():
+        if decoder.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+            found.append(
+                f"decoders.{name}.quantization: '{decoder.quantization}' needs bitsandbytes; "
+                "pip install 'latentwire[quant]', or use none"
+            )
+    if config.precision == "bf16" and torch.cuda.is_available():
+        if not torch.cuda.is_bf16_supported():
+            found.append("precision: this GPU has no bf16; use fp32")
+    return found
+
+
+def model_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[str]:
+    """What is wrong with a model's folder or hub id, its tokenizer included."""
+    model = settings.model
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            return [f"{key}.model: {model} holds no config.json; give a saved Hugging Face model"]
+        if not list(folder.glob("*.safetensors")):
+            return [f"{key}.model: {model} holds no *.safetensors weights; save the model as such"]
+    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
+        return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
+    elif problem := _hub_problem(model, settings.revision):
+        return [f"{key}.model: {problem}"]
+    return _loading_problems(key, settings)
+
+
+def _hub_problem(model: str, revision: str | None) -> str | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(model, "config.json", revision=revision or "main")
+    except ValueError:
+        return f"'{model}' is neither a folder nor a hub id like 'org/name'"
+    return None if isinstance(cached, str) else hub_problem(f"model '{model}'")
+
+
+def _loading_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[str]:
+    from transformers import AutoConfig, AutoTokenizer
+
+    common: dict[str, Any] = {
+        "revision": settings.revision,
+        "trust_remote_code": settings.trust_remote_code,
+    }
+    try:
+        AutoConfig.from_pretrained(settings.model, **common)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **common)
+    except (OSError, ValueError, KeyError) as error:
+        return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
+    found = []
+    if isinstance(settings, DecoderConfig):
+        if tokenizer.eos_token_id is None:
+            found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
+        if settings.chat and not tokenizer.chat_template:
+            found.append(f"{key}.chat: true, but the tokenizer has no chat template; use false")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _run_problems(
+    config: Config, run_folder: Path, checkpoint_folder: Path, existing: str
+) -> list[str]:
+    """Whether the command fits a run of that name that exists already."""
+    before = recorded_config(run_folder, checkpoint_folder)
+    if before is None:
+        return []
+    if existing == "refuse":
+        return [
+            f"--fresh: run '{config.run.tag}' exists; add --overwrite to delete it, or choose "
+            "another run.tag"
+        ]
+    changes = changed_keys(before, config)
+    if existing == "evaluate":
+        changes = [change for change in changes if not change.startswith(_EVALUATION_KEYS)]
+    return [
+        f"{change}; choose another run.tag, or delete the run with --fresh --overwrite"
+        for change in changes
+    ]
+
+
+def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
+    """The configuration an existing run was started with; None for a new one."""
+    step = newest(checkpoint_folder)
+    for path in (run_folder / "config.yaml", step.path / "config.yaml" if step else None):
+        if path is not None and path.is_file():
+            try:
+                return config_file.from_tree(yaml.safe_load(path.read_text(encoding="utf-8")))
+            except (yaml.YAMLError, AttributeError, TypeError) as error:
+                raise ConfigError([f"{path} cannot be read: {_first_line(error)}"]) from None
+    return None

@@ -1,0 +1,96 @@
+"""What one step measured, and the diagnostics rows made of it at log steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentwire.diagnostics.gradients import objective_norms
+from latentwire.distributed.assembly import Job
+from latentwire.training.objectives import Measured
+from latentwire.training.stages import StepPlan
+
+_REDUCED = ("tf", "first", "kce", "kd", "first_acc")
+KEEP_PROB = 1.0
+"""Share of latents that are kept: all of them, as long as there is no latent dropout."""
+
+
+class StepRecord:
+    """Collects one step's values on the device; nothing is moved or reduced before a log step.
+
+    Args:
+        counts: per hosted decoder, what each objective is divided by.
+    """
+
+    def __init__(self, job: Job, plan: StepPlan, *, counts: Mapping[str, Mapping[str, int]]) -> None:
+        self.stage, self.step = plan.stage, plan.step
+        self.progress: dict[str, str] = {}
+        """Postfix of the progress bar, at log steps."""
+        self._job = job
+        self._plan = plan
+        self._counts = counts
+        diagnostics = job.config.diagnostics
+        interval = diagnostics.grad_diag_interval
+        self._with_norms = bool(interval) and plan.step % interval == 0
+        self.is_logged = self._with_norms or plan.step % diagnostics.log_interval == 0
+        self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
+        self._squares: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
+        self._num_tokens = dict.fromkeys(job.decoders, 0)
+        self._norm = torch.zeros(())
+        self._seconds = 0.0
+
+    def add(self, name: str, measured: Measured) -> dict[str, Tensor]:
+        """Takes one micro-batch of one decoder; returns its objectives, normalised over the
+        whole global batch."""
+        counts = self._counts[name]
+        normalised = {key: value / counts[key] for key, value in measured.sums.items()}
+        sums = self._sums[name]
+        for key, value in normalised.items():
+            sums[key] = sums.get(key, 0) + value.detach()
+        right = measured.first_right / counts["first"]
+        sums["first_acc"] = sums.get("first_acc", 0) + right
+        self._num_tokens[name] += measured.num_tokens
+        if self._with_norms:
+            squares = self._squares[name]
+            for key, value in objective_norms(normalised, measured.soft).items():
+                squares[key] = squares.get(key, 0) + value.square()
+        return normalised
+
+    def finish(self, norm: Tensor, *, seconds: float) -> None:
+        """Takes the step's global gradient norm and duration."""
+        self._norm, self._seconds = norm, seconds
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per hosted decoder. Reduces over groups: all ranks call, at log steps only."""
+        return [self._row(name) for name in self._job.decoders]
+
+    def _row(self, name: str) -> dict[str, Any]:
+        job, sums = self._job, self._sums[name]
+        local = {key: float(value) for key, value in sums.items()}
+        reduced = torch.tensor([local.get(key, 0.0) for key in _REDUCED], dtype=torch.float64)
+        dist.all_reduce(reduced, group=job.groups.decoder(name).bookkeeping)
+        values = dict(zip(_REDUCED, reduced.tolist(), strict=True))
+        own_tokens = self._num_tokens[name]
+        row = {
+            "stage": self.stage,
+            "step": self.step,
+            "rank": job.groups.rank,
+            "decoder": name,
+            "mode": self._plan.mode,
+            **{key: values[key] if key in sums else None for key in _REDUCED},
+            "tf_local": local["tf"] * self._counts[name]["tf"] / max(1, own_tokens),
+            "num_tokens_local": own_tokens,
+            "keep_prob": KEEP_PROB,
+            "K": job.config.objectives.k,
+        }
+        for key, square in self._squares[name].items():
+            row[f"grad_{key}"] = float(square.sqrt())
+        return row | {
+            "grad_norm": float(self._norm),
+            "lr_encoder": self._plan.rates["encoder"],
+            "lr_adapter": self._plan.rates["adapter"],
+            "num_examples": len(self._plan.examples),
+            "sec_per_step": round(self._seconds, 6),
+        }

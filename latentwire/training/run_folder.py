@@ -1,0 +1,75 @@
+"""The folder a run leaves: its configuration, its log, and the way to its checkpoints."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+
+from latentwire import config_file
+from latentwire.training.preflight import Plan
+
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "deepspeed", "bitsandbytes", "datasets")
+
+
+def prepare(plan: Plan, *, wipe: bool) -> None:
+    """Creates the run's folders on rank 0, with ``config.yaml`` and the link to the checkpoints."""
+    if wipe:
+        shutil.rmtree(plan.run_folder, ignore_errors=True)
+        shutil.rmtree(plan.checkpoint_folder, ignore_errors=True)
+    plan.run_folder.mkdir(parents=True, exist_ok=True)
+    plan.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    for leftover in plan.checkpoint_folder.glob("stage*/step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    link = plan.run_folder / "ckpt"
+    if link.is_symlink():
+        link.unlink()
+    link.symlink_to(plan.checkpoint_folder.resolve(), target_is_directory=True)
+    text = yaml.safe_dump(config_file.to_tree(plan.config), sort_keys=False)
+    comment = "".join(f"# {line}\n" for line in environment())
+    (plan.run_folder / "config.yaml").write_text(comment + text, encoding="utf-8")
+
+
+def environment() -> list[str]:
+    """Git commit and package versions, for the record."""
+    lines = [f"python {sys.version.split()[0]}"]
+    for name in _PACKAGES:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    root = config_file.REPOSITORY
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+        lines.append(f"git {commit}")
+    except (OSError, subprocess.SubprocessError):
+        lines.append("git unknown")
+    return lines
+
+
+def log_to(path: Path | None, *, rank: int) -> None:
+    """Rank 0 logs to stderr and to ``path``; other ranks only what is wrong."""
+    logger = logging.getLogger("latentwire")
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+    logger.handlers.clear()
+    who = "" if rank == 0 else f"rank {rank}: "
+    screen = logging.StreamHandler()
+    screen.setFormatter(logging.Formatter(f"{who}%(message)s"))
+    logger.addHandler(screen)
+    if path is not None and rank == 0:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logger.addHandler(file)
+    if os.environ.get("LATENTWIRE_DEBUG"):
+        logger.setLevel(logging.DEBUG)

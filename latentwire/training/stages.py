@@ -1,0 +1,83 @@
+"""What Stages A and B are: their length, their sample order, and what each step does."""
+
+import math
+import random
+from dataclasses import dataclass
+
+from latentwire.config import Config
+from latentwire.data.example import Example
+from latentwire.data.loader import MixedSplit
+from latentwire.data.sampler import Sampler
+from latentwire.data.sources import DataSource
+from latentwire.objectives import schedules
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """Everything of one step that depends on (seed, stage, step) and not on ranks."""
+
+    stage: str
+    step: int
+    examples: tuple[Example, ...]
+    mixed: MixedSplit | None
+    rates: dict[str, float]
+    """Learning rate by parameter group."""
+
+    @property
+    def mode(self) -> str:
+        return "latent" if self.mixed is None else "mixed"
+
+
+class Stage:
+    """One training stage over one data source.
+
+    Args:
+        name: ``A`` or ``B``.
+    """
+
+    def __init__(self, config: Config, name: str, source: DataSource) -> None:
+        self.name = name
+        self._config = config
+        self._settings = config.train.stage(name)
+        self._source = source
+        self._sampler = Sampler(
+            source.counts(),
+            seed=config.run.seed,
+            stage=name,
+            questions_per_context=config.data.questions_per_context,
+            samples=config.data.samples,
+        )
+        self.num_steps = self._length()
+
+    def plan(self, step: int) -> StepPlan:
+        """What step ``step`` (from 1) does."""
+        size = self._config.train.batch_size
+        pairs = self._sampler.take((step - 1) * size, size)
+        return StepPlan(
+            stage=self.name,
+            step=step,
+            examples=tuple(self._source.examples(document)[q] for document, q in pairs),
+            mixed=self._mixed(step),
+            rates=self._rates(step),
+        )
+
+    def _length(self) -> int:
+        if self._settings.steps is not None:
+            return self._settings.steps
+        assert self._settings.epochs is not None, "validated with the configuration"
+        examples = self._settings.epochs * self._sampler.num_examples
+        return math.ceil(examples / self._config.train.batch_size)
+
+    def _mixed(self, step: int) -> MixedSplit | None:
+        share = schedules.mixed_share(step, steps=self.num_steps, start=self._settings.mixed)
+        seed = f"{self._config.run.seed}/{self.name}/{step}"
+        return MixedSplit(seed=seed) if random.Random(f"{seed}/mode").random() < share else None
+
+    def _rates(self, step: int) -> dict[str, float]:
+        settings, optim = self._settings, self._config.optim
+        shape = {"steps": self.num_steps, "warmup": settings.warmup_steps, "floor": optim.min_lr}
+        encoder = schedules.encoder_learning_rate(step, start=settings.encoder_start, **shape)
+        return {
+            "encoder": settings.lr_scale * optim.encoder_lr * encoder,
+            "adapter": settings.lr_scale * optim.adapter_lr * schedules.learning_rate(step, **shape),
+        }

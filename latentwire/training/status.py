@@ -1,0 +1,57 @@
+"""``status.json``: what scripts and schedulers read to learn how a run stands."""
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+FILES = {
+    "config": "config.yaml",
+    "log": "pipeline.log",
+    "diagnostics": "diagnostics.jsonl",
+    "metrics": "metrics.json",
+    "predictions": "predictions.jsonl",
+    "checkpoints": "ckpt",
+}
+
+
+def write_status(
+    folder: Path,
+    *,
+    state: str,
+    code: int | None = None,
+    reason: str = "",
+    stage: str | None = None,
+    step: int | None = None,
+) -> None:
+    """Replaces the status atomically; ``stage`` and ``step`` stay as they were when not given.
+
+    Args:
+        state: running, finished, preempted, stopped or failed.
+        code: the worker's exit code, None while it runs.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "status.json"
+    before = read_status(folder)
+    status: dict[str, Any] = {
+        "state": state,
+        "code": code,
+        "stage": before.get("stage") if stage is None else stage,
+        "step": before.get("step") if step is None else step,
+        "reason": reason,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "files": {name: str(folder / file) for name, file in FILES.items()},
+    }
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status, or an empty mapping where there is none."""
+    try:
+        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}

@@ -276,7 +276,9 @@ def flatten(config: object, prefix: str = "") -> dict[str, Any]:
 def _leaves(value: object, key: str) -> Iterator[tuple[str, Any]]:
     if is_dataclass(value):
         for item in fields(value):
-            yield from _leaves(getattr(value, item.name), f"{key}.{item.name}" if key else item.name)
+            yield from _leaves(
+                getattr(value, item.name), f"{key}.{item.name}" if key else item.name
+            )
     elif isinstance(value, Mapping):
         for name, item in value.items():
             yield from _leaves(item, f"{key}.{name}")
@@ -290,7 +292,9 @@ def problems(config: Config) -> list[str]:
     found = [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
     found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
     found += [
-        f"{key}: {flat[key]} must lie between 0 and 1" for key in _FRACTION if not 0 <= flat[key] <= 1
+        f"{key}: {flat[key]} must lie between 0 and 1"
+        for key in _FRACTION
+        if not 0 <= flat[key] <= 1
     ]
     if not _TAG.fullmatch(config.run.tag):
         found.append(
@@ -306,7 +310,10 @@ def problems(config: Config) -> list[str]:
                 f"data.template: needs {slot} exactly once, "
                 f"has it {config.data.template.count(slot)} times"
             )
-    for key, stage in (("train.stage_a", config.train.stage_a), ("train.stage_b", config.train.stage_b)):
+    for key, stage in (
+        ("train.stage_a", config.train.stage_a),
+        ("train.stage_b", config.train.stage_b),
+    ):
         if (stage.steps is None) == (stage.epochs is None):
             found.append(f"{key}: give either steps or epochs (set the other to null)")
         for name, number in (("steps", stage.steps), ("epochs", stage.epochs)):

@@ -15,11 +15,10 @@ from typing import Any
 
 import yaml
 
-from latentwire.config import Config, ConfigError, DecoderConfig, flatten, problems
+from latentwire.config import Config, ConfigError, DecoderConfig, RunConfig, flatten, problems
 
 PACKAGED = Path(__file__).parent / "recipes"
 REPOSITORY = Path(__file__).parent.parent
-_MODEL_KEYS = ("model",)
 
 
 def recipe_names() -> list[str]:
@@ -64,13 +63,13 @@ def to_tree(config: object) -> Any:
 
 
 def guess_run_folder(recipe: str, overrides: Sequence[str]) -> Path | None:
-    """The run folder a failing command meant, so that its status can be written; None if unclear."""
+    """The run folder a failing command meant, for its status; None if that is unclear."""
     try:
         tree = _read(recipe)
         for text in overrides:
             _override(tree, text, [])
-        default = Config().run
-        run = _build(type(default), tree.get("run") or {}, "run", errors := [])
+        errors: list[str] = []
+        run = _build(RunConfig, tree.get("run") or {}, "run", errors)
     except (ConfigError, AttributeError):
         return None
     if errors or not run.tag or "/" in run.tag or run.tag.startswith("."):
@@ -144,7 +143,7 @@ def _type_at(key: str) -> Any:
         if parts[:index] == ["decoders"]:
             kind = DecoderConfig
         elif is_dataclass(kind):
-            kind = _hints(kind).get(name)
+            kind = _hints(typing.cast(type, kind)).get(name)
         else:
             return None
     return kind

@@ -1,4 +1,4 @@
-"""``torchrun ... -m latentwire.train --recipe NAME [key=value ...]``: trains and evaluates a wire."""
+"""``torchrun ... -m latentwire.train --recipe NAME [key=value ...]``: trains a wire."""
 
 import argparse
 import errno
@@ -107,9 +107,7 @@ def _failed(folder: Path, error: BaseException) -> None:
         log.error("the status could not be written: %s", reason)
 
 
-def _guarded(
-    arguments: Sequence[str] | None, command: Callable[[argparse.Namespace], int]
-) -> int:
+def _guarded(arguments: Sequence[str] | None, command: Callable[[argparse.Namespace], int]) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     log_to(None, rank=process_groups.launch_rank())
     options = None

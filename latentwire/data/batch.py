@@ -69,9 +69,7 @@ class PromptBatch:
     """[supervised]: place of each target in its answer, from 0."""
 
     def to(self, device: torch.device) -> "PromptBatch":
-        return replace(
-            self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        )
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -> PromptBatch:

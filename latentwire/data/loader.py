@@ -8,7 +8,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from latentwire.data.batch import PromptBatch, PromptRow, PrefixRow, prompt_batch
+from latentwire.data.batch import PrefixRow, PromptBatch, PromptRow, prompt_batch
 from latentwire.data.encoder_texts import EncoderTexts, EncoderTokenizer
 from latentwire.data.example import Example
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
@@ -126,9 +126,7 @@ def decoder_batch(
     )
 
 
-def text_batch(
-    tokens: Sequence[PromptTokens], *, pad: int, answers: bool = True
-) -> PromptBatch:
+def text_batch(tokens: Sequence[PromptTokens], *, pad: int, answers: bool = True) -> PromptBatch:
     """The prompts with text in their slot."""
     rows = [
         PromptRow(

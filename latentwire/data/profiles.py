@@ -131,8 +131,8 @@ ATTRIBUTES: dict[str, Attribute] = dict(
         ),
         _attribute(
             "colour",
-            "The favourite colour of {n} is {v}. | {n} likes the colour {v}. | {n} prefers {v} to any"
-            " other colour.",
+            "The favourite colour of {n} is {v}. | {n} likes the colour {v}."
+            " | {n} prefers {v} to any other colour.",
             "What is the favourite colour of {n}? | Which colour does {n} like?",
             _COLOURS,
         ),
@@ -217,20 +217,20 @@ def _names(rng: random.Random, count: int) -> list[str]:
     names: list[str] = []
     while len(names) < count:
         name = _name(rng)
-        if all(name[:3] != other[:3] for other in names):
+        if all(name[0] != other[0] for other in names):
             names.append(name)
     return names
 
 
-def _facts(rng: random.Random, num_facts: int, num_people: int) -> list[Fact]:
+def _facts(rng: random.Random, num_facts: int, num_people: int, *, crowded: bool) -> list[Fact]:
     people = _names(rng, num_people)
     keys = list(ATTRIBUTES)
     if num_people == 1:
         slots = [(people[0], key) for key in rng.sample(keys, num_facts)]
     else:
-        # Each person gets own attributes, and up to two thirds of the facts come in pairs: the same
-        # attribute for both, so that a reader has to bind the value to the name.
-        num_pairs = rng.randint(0, num_facts // 3)
+        # Some facts come in pairs, the same attribute for both people, so that a reader has to
+        # bind the value to the name.
+        num_pairs = num_facts // 2 if crowded else rng.randint(0, num_facts // 4)
         chosen = rng.sample(keys, num_facts - num_pairs)
         slots = [(person, key) for key in chosen[:num_pairs] for person in people]
         slots += [(rng.choice(people), key) for key in chosen[num_pairs:]]
@@ -250,18 +250,25 @@ def split_of(context: str) -> Split:
 
 
 def document(
-    seed: int, split: Split, index: int, *, min_facts: int = 6, max_facts: int = 12
+    seed: int,
+    split: Split,
+    index: int,
+    *,
+    min_facts: int = 6,
+    max_facts: int = 12,
+    crowded: bool = False,
 ) -> Document:
     """Document ``index`` of a split: ``min_facts`` to ``max_facts`` facts on one or two people.
 
     It carries ``min(num_facts, QUESTIONS_PER_DOCUMENT)`` questions, one each about another fact.
+    In a ``crowded`` document two people share as many attributes as they can.
     An example's ``kind`` is ``shared`` when another person of the document has the same attribute.
     """
-    rng = random.Random(f"{seed}/{split}/{index}/{min_facts}/{max_facts}")
+    rng = random.Random(f"{seed}/{split}/{index}/{min_facts}/{max_facts}/{crowded}")
     while True:
         num_facts = rng.randint(min_facts, max_facts)
-        num_people = 1 if num_facts == 1 else rng.choice((1, 2))
-        facts = _facts(rng, num_facts, num_people)
+        num_people = 1 if num_facts == 1 else 2 if crowded else rng.choice((1, 2))
+        facts = _facts(rng, num_facts, num_people, crowded=crowded)
         context = " ".join(
             rng.choice(ATTRIBUTES[fact.attribute].statements).format(n=fact.person, v=fact.value)
             for fact in facts

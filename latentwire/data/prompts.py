@@ -70,17 +70,16 @@ class DecoderPrompts:
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
         self.eos = int(tokenizer.eos_token_id)
-        self.pad = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        self.pad = int(
+            tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        )
         self._cache: dict[str, tuple[int, ...]] = {}
 
     def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
         """The prompt with text in its slot; ``context`` replaces the example's own."""
         context = example.context if context is None else context
         before, after = self._frame(example)
-        if self.carries == "prompt":
-            slot = self.slot_text(example, context=context)
-        else:
-            slot = context
+        slot = self.slot_text(example, context=context)
         # White space before the slot belongs to the slot's first token, as it would in one string.
         stripped = before.rstrip(" ")
         tokens = self._segments(example, stripped, after)

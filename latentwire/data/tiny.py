@@ -158,7 +158,7 @@ def pretrain(
     *,
     seed: int,
     steps: int,
-    batch_documents: int = 24,
+    batch_documents: int = 16,
     learning_rate: float = 2e-3,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Trains one model of the pair from scratch and returns it with its tokenizer.
@@ -187,8 +187,15 @@ def pretrain(
         progress = step / steps
         low, high = _facts_range(progress)
         docs = [
-            document(seed, "train", rng.randrange(1 << 40), min_facts=low, max_facts=high)
-            for _ in range(batch_documents)
+            document(
+                seed,
+                "train",
+                rng.randrange(1 << 40),
+                min_facts=low,
+                max_facts=high,
+                crowded=number % 2 == 0,
+            )
+            for number in range(batch_documents)
         ]
         ids, positions, mask, labels, is_answer = _batch(prompts, docs)
         for group in optimizer.param_groups:

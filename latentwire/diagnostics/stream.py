@@ -29,7 +29,7 @@ class DiagnosticsStream:
         self._world = world
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drops rows beyond (stage, step), which a resumed run writes again, and a torn last line."""
+        """Drops rows beyond (stage, step), which a resumed run repeats, and a torn last line."""
         if self._world.rank != 0 or not self._path.exists():
             return
         kept = []

@@ -68,14 +68,14 @@ class FsdpUnit:
     def export_state(self) -> UnitState | None:
         state = self._optimizer.state
         moments: dict[str, dict[str, Tensor]] = {key: {} for key in _MOMENTS}
-        weights = {}
+        weights: dict[str, Tensor] = {}
         steps = 0
         # One tensor at a time is whole; only the group's first rank keeps it.
         for name, parameter in self._named.items():
-            weights[name] = self._whole(parameter.detach())
+            self._keep(weights, name, parameter.detach())
             for key in _MOMENTS:
                 if parameter in state:
-                    moments[key][name] = self._whole(state[parameter][key])
+                    self._keep(moments[key], name, state[parameter][key])
                     steps = int(state[parameter]["step"])
         if self._group.rank != 0:
             return None
@@ -108,9 +108,10 @@ class FsdpUnit:
         grads = [p.grad for p in self._named.values() if p.grad is not None]
         return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
 
-    def _whole(self, value: Tensor) -> Tensor | None:
+    def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
-        return whole.cpu().contiguous() if self._group.rank == 0 else None  # type: ignore[return-value]
+        if self._group.rank == 0:
+            tensors[name] = whole.cpu().contiguous()
 
     @staticmethod
     def _shard_like(whole: Tensor, like: nn.Parameter) -> Tensor:

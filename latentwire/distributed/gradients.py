@@ -31,7 +31,7 @@ def global_norm(
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """What gradients are multiplied by so that their norm is at most ``max_norm``; 0 never clips."""
+    """What brings the gradient's norm down to ``max_norm``; 0 never clips."""
     if not max_norm:
         return torch.ones_like(norm)
     return (max_norm / (norm + 1e-6)).clamp(max=1.0)

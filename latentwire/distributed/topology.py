@@ -71,12 +71,12 @@ def plan(decoders: Mapping[str, DecoderConfig], *, placement: str, world_size: i
         groups = tuple(GroupSpec(decoder=name, ranks=everyone) for name in decoders)
         return Topology(world_size=world_size, placement="colocated", groups=groups)
     sizes = _sizes(decoders, world_size)
-    groups = []
+    separate: list[GroupSpec] = []
     start = 0
     for name, size in sizes.items():
-        groups.append(GroupSpec(decoder=name, ranks=tuple(range(start, start + size))))
+        separate.append(GroupSpec(decoder=name, ranks=tuple(range(start, start + size))))
         start += size
-    topology = Topology(world_size=world_size, placement="separate", groups=tuple(groups))
+    topology = Topology(world_size=world_size, placement="separate", groups=tuple(separate))
     _check(topology)
     return topology
 
@@ -141,4 +141,3 @@ def eval_batch_size(topology: Topology, batch_size: int) -> int:
     """The evaluation batch rounded up to a size that every group can split."""
     unit = math.lcm(topology.world_size, *(group.size for group in topology.groups))
     return -(-batch_size // unit) * unit
-

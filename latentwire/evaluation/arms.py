@@ -37,7 +37,9 @@ Arm = TextArm | WireArm
 ARMS: tuple[Arm, ...] = (
     TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),
     WireArm(name="latent"),
-    TextArm(name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")),
+    TextArm(
+        name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")
+    ),
     TextArm(
         name="truncated_text",
         prompt=lambda prompts, example, positions: prompts.truncated(example, positions),

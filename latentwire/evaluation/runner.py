@@ -34,7 +34,9 @@ def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
     return [source.examples(document)[question] for document, question in pairs]
 
 
-def evaluate(job: Job, examples: Sequence[Example]) -> tuple[dict[str, Any], list[Prediction]] | None:
+def evaluate(
+    job: Job, examples: Sequence[Example]
+) -> tuple[dict[str, Any], list[Prediction]] | None:
     """Runs all arms and scores them.
 
     Every group splits the same batches over its ranks. All ranks must call.
@@ -56,7 +58,9 @@ def evaluate(job: Job, examples: Sequence[Example]) -> tuple[dict[str, Any], lis
     if gathered is None:
         return None
     every = [
-        Prediction(**(row | {"answers": tuple(row["answers"])})) for rows in gathered for row in rows
+        Prediction(**(row | {"answers": tuple(row["answers"])}))
+        for rows in gathered
+        for row in rows
     ]
     decoders = [spec.decoder for spec in job.groups.topology.groups]
     order = {name: index for index, name in enumerate(names())}
@@ -122,9 +126,17 @@ _Scored = tuple[list[str], list[list[float]], list[bool], list[bool]]
 
 def _read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor) -> _Scored:
     group, prompts = job.groups.decoder(name), job.prompts[name]
-    parts = {"part": group.rank, "num_parts": group.size}
-    asked = decoder_batch(batch, prompts, job.tokenizer, answers=False, **parts)
-    answered = decoder_batch(batch, prompts, job.tokenizer, **parts)
+    asked, answered = (
+        decoder_batch(
+            batch,
+            prompts,
+            job.tokenizer,
+            part=group.rank,
+            num_parts=group.size,
+            answers=answers,
+        )
+        for answers in (False, True)
+    )
     if arm.change is not None:
         latents = arm.change(latents)
     soft = job.soft_prompt(name, latents, asked)

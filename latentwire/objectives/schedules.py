@@ -11,9 +11,7 @@ def learning_rate(step: int, *, steps: int, warmup: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def encoder_learning_rate(
-    step: int, *, steps: int, warmup: int, floor: float, start: int
-) -> float:
+def encoder_learning_rate(step: int, *, steps: int, warmup: int, floor: float, start: int) -> float:
     """As ``learning_rate``, but zero for the first ``start`` steps and warming up after them."""
     if step <= start:
         return 0.0

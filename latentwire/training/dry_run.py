@@ -37,9 +37,7 @@ def _config(settings: Any) -> Any:
 
 def _count(kind: Any, settings: Any) -> int:
     with torch.device("meta"):
-        model = kind.from_config(
-            _config(settings), trust_remote_code=settings.trust_remote_code
-        )
+        model = kind.from_config(_config(settings), trust_remote_code=settings.trust_remote_code)
     return int(model.num_parameters())
 
 

@@ -27,7 +27,9 @@ class Measured:
     """The soft prompt [rows, num_latents + 2, hidden]."""
 
 
-def measure(job: Job, name: str, batch: GlobalBatch, own: DecoderBatch, latents: Tensor) -> Measured:
+def measure(
+    job: Job, name: str, batch: GlobalBatch, own: DecoderBatch, latents: Tensor
+) -> Measured:
     """Reads the wire with decoder ``name`` and takes every objective's sum.
 
     Args:

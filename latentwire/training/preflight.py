@@ -20,7 +20,6 @@ from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
 from latentwire.distributed.topology import Topology, batch_problems, plan
 
-
 _EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
 """What an evaluation may set differently from the run that trained the wire."""
 
@@ -97,18 +96,16 @@ def _extra_problems(config: Config) -> list[str]:
                 "pip install 'latentwire[deepspeed]', or use fsdp"
             )
         else:
-            found.append(
-                "sharding.backend: 'deepspeed' is not supported by this version; use fsdp"
-            )
+            found.append("sharding.backend: 'deepspeed' is not supported by this version; use fsdp")
     for name, decoder in config.decoders.items():
         if decoder.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             found.append(
                 f"decoders.{name}.quantization: '{decoder.quantization}' needs bitsandbytes; "
                 "pip install 'latentwire[quant]', or use none"
             )
-    if config.precision == "bf16" and torch.cuda.is_available():
-        if not torch.cuda.is_bf16_supported():
-            found.append("precision: this GPU has no bf16; use fp32")
+    has_gpu = torch.cuda.is_available()
+    if config.precision == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
+        found.append("precision: this GPU has no bf16; use fp32")
     return found
 
 

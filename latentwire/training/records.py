@@ -24,7 +24,9 @@ class StepRecord:
         counts: per hosted decoder, what each objective is divided by.
     """
 
-    def __init__(self, job: Job, plan: StepPlan, *, counts: Mapping[str, Mapping[str, int]]) -> None:
+    def __init__(
+        self, job: Job, plan: StepPlan, *, counts: Mapping[str, Mapping[str, int]]
+    ) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
         """Postfix of the progress bar, at log steps."""

@@ -48,9 +48,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
     groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
     with StopRequest() as stop:
         resume = _open_folder(plan, groups, wipe=wipe)
-        stages = [
-            Stage(config, name, open_source_for(plan, "train")) for name in STAGES
-        ]
+        stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
         if _finished(plan, stages, resume):
             return _show_finished(plan, groups)
         job = assemble(config, groups)
@@ -264,9 +262,7 @@ def _warn_of_cuts(job: Job, examples: Sequence[Any]) -> None:
         )
 
 
-def _write_results(
-    plan: Plan, metrics: dict[str, Any], predictions: Sequence[Prediction]
-) -> None:
+def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Prediction]) -> None:
     lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in predictions)
     texts = {
         "predictions": "".join(lines),

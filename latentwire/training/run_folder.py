@@ -13,7 +13,15 @@ import yaml
 from latentwire import config_file
 from latentwire.training.preflight import Plan
 
-_PACKAGES = ("torch", "transformers", "peft", "safetensors", "deepspeed", "bitsandbytes", "datasets")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "safetensors",
+    "deepspeed",
+    "bitsandbytes",
+    "datasets",
+)
 
 
 def prepare(plan: Plan, *, wipe: bool) -> None:

@@ -75,9 +75,17 @@ class Stage:
 
     def _rates(self, step: int) -> dict[str, float]:
         settings, optim = self._settings, self._config.optim
-        shape = {"steps": self.num_steps, "warmup": settings.warmup_steps, "floor": optim.min_lr}
-        encoder = schedules.encoder_learning_rate(step, start=settings.encoder_start, **shape)
+        adapter = schedules.learning_rate(
+            step, steps=self.num_steps, warmup=settings.warmup_steps, floor=optim.min_lr
+        )
+        encoder = schedules.encoder_learning_rate(
+            step,
+            steps=self.num_steps,
+            warmup=settings.warmup_steps,
+            floor=optim.min_lr,
+            start=settings.encoder_start,
+        )
         return {
             "encoder": settings.lr_scale * optim.encoder_lr * encoder,
-            "adapter": settings.lr_scale * optim.adapter_lr * schedules.learning_rate(step, **shape),
+            "adapter": settings.lr_scale * optim.adapter_lr * adapter,
         }

@@ -46,7 +46,9 @@ class Trainer:
         self._job.wire.train()
         quiet = True if world.rank else None
         steps = range(done + 1, stage.num_steps + 1)
-        bar = tqdm(steps, desc=f"stage {stage.name}", initial=done, total=stage.num_steps, disable=quiet)
+        bar = tqdm(
+            steps, desc=f"stage {stage.name}", initial=done, total=stage.num_steps, disable=quiet
+        )
         for step in bar:
             record = self.step(stage.plan(step))
             self._record(record)

@@ -1,4 +1,4 @@
-"""Controls on a wire: if a decoder reads these as well as the real one, the wire carries nothing."""
+"""Controls on a wire: one that reads as well as the real wire shows that nothing is carried."""
 
 import random
 from collections.abc import Sequence

@@ -35,9 +35,7 @@ class SharedUnit(nn.Module):
 
     def forward(self, texts: EncoderTexts) -> Tensor:
         """-> latents [texts, max_latents, d_z]"""
-        latents: Tensor = self.encoder(
-            texts.ids, texts.num_tokens, texts.counts, texts.max_latents
-        )
+        latents: Tensor = self.encoder(texts.ids, texts.num_tokens, texts.counts, texts.max_latents)
         return latents
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

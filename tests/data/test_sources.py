@@ -473,7 +473,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 class _Handler(BaseHTTPRequestHandler):
     status = 200
 
-    def do_HEAD(self) -> None:  # noqa: N802  (the base class's name)
+    def do_HEAD(self) -> None:
         self.send_response(self.status)
         self.end_headers()
 

@@ -1,0 +1,85 @@
+"""Shared fixtures: a very small random pair, and the embedded pair where it is checked out."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from latentwire import config_file
+from latentwire.config import Config
+from latentwire.data import tiny
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``llama`` and ``qwen``: real tokenizers, two random layers each."""
+    root = tmp_path_factory.mktemp("pair")
+    specs = tiny.load_specs(config_file.PACKAGED / "tiny.yaml")
+    heads = {"llama": (4, 2), "qwen": (3, 1)}
+    for name, spec in specs.items():
+        small = SMALL | {
+            "num_attention_heads": heads[name][0],
+            "num_key_value_heads": heads[name][1],
+        }
+        spec = dataclasses.replace(spec, architecture=spec.architecture | small)
+        tokenizer = tiny.build_tokenizer(spec, seed=0)
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            spec.model_type,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            # Large enough that a different input shows in the logits.
+            initializer_range=0.2,
+            **spec.architecture,
+        )
+        tiny.save(AutoModelForCausalLM.from_config(config), tokenizer, root / name)
+    return root
+
+
+@pytest.fixture(scope="session")
+def embedded_pair() -> Path:
+    """The pretrained pair of the repository."""
+    root = REPOSITORY / "checkpoints" / "tiny"
+    if not (root / "llama" / "model.safetensors").is_file():
+        pytest.skip("the embedded pair is not in this checkout")
+    return root
+
+
+def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
+    """Overrides that make the smoke recipe small, on ``pair``, with its files in ``tmp_path``."""
+    return [
+        f"encoder.model={pair / 'llama'}",
+        f"decoders.llama.model={pair / 'llama'}",
+        f"decoders.qwen.model={pair / 'qwen'}",
+        f"run.root={tmp_path / 'runs'}",
+        f"checkpoint.root={tmp_path / 'checkpoints'}",
+        "run.tag=test",
+        "wire.d_z=32",
+        "train.batch_size=12",
+        "train.stage_a.steps=2",
+        "train.stage_a.encoder_start=0",
+        "train.stage_b.steps=2",
+        "checkpoint.interval=0",
+        "diagnostics.log_interval=1",
+        "diagnostics.grad_diag_interval=1",
+        "eval.samples=12",
+        "eval.batch_size=12",
+        *more,
+    ]
+
+
+@pytest.fixture
+def small_config(pair: Path, tmp_path: Path) -> Config:
+    """The smoke recipe on the random pair, a few steps long."""
+    return config_file.load("smoke", small_overrides(pair, tmp_path))

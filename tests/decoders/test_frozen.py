@@ -1,0 +1,140 @@
+"""Gates 1 and 2: the loss is the loss, and the latent path reads what the text path reads."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latentwire.config import DecoderConfig
+from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
+from latentwire.data.example import Example
+from latentwire.data.loader import text_batch
+from latentwire.data.prompts import Carries, DecoderPrompts, PromptTokens
+from latentwire.decoders.frozen import FrozenDecoder, load_decoder
+from latentwire.decoders.generation import greedy
+from latentwire.objectives.tokens import tf, token_losses
+
+CPU = torch.device("cpu")
+EXAMPLES = [
+    Example(context="Mira lives in Orsa. Mira drinks tea.", question="Where?", answers=("Orsa",)),
+    Example(context="Mira lives in Orsa. Mira drinks tea.", question="What drink?", answers=("a",)),
+    Example(
+        context="Tovan plays the flute and keeps a goose.", question="Who?", answers=("Tovan",)
+    ),
+    Example(context="", question="Why is that so?", answers=("no reason",)),
+]
+
+
+@pytest.fixture(params=["llama", "qwen"])
+def decoder(pair: Path, request: pytest.FixtureRequest) -> FrozenDecoder:
+    config = DecoderConfig(model=str(pair / request.param))
+    return load_decoder(request.param, config, dtype=torch.float32, device=CPU)
+
+
+def alone(decoder: FrozenDecoder, tokens: PromptTokens) -> torch.Tensor:
+    """Logits at the answer positions of one prompt, by the model's plain forward."""
+    prompt = [*tokens.before, *tokens.slot, *tokens.after]
+    ids = torch.tensor([[*prompt, *tokens.answer]])
+    with torch.no_grad():
+        logits = decoder.model(input_ids=ids).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("carries", ["context", "prompt"])
+def test_batched_prompts_equal_prompts_alone(decoder: FrozenDecoder, carries: Carries) -> None:
+    """Padding, shared prefixes, masks and positions change nothing: batch of 4 against 4 of 1."""
+    prompts = DecoderPrompts(decoder.tokenizer, carries=carries)
+    tokens = [prompts.text(example) for example in EXAMPLES]
+    batch = text_batch(tokens, pad=prompts.pad)
+    assert len(batch.prefix_ids) == (3 if carries == "context" else 4)
+    together = decoder.answer_logits(batch).detach()
+    expected = torch.cat([alone(decoder, prompt) for prompt in tokens])
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_loss_equals_cross_entropy_by_hand(decoder: FrozenDecoder) -> None:
+    """Gate 1: labels shifted once, EOS supervised, BOS never a target."""
+    prompts = DecoderPrompts(decoder.tokenizer)
+    tokens = [prompts.text(example) for example in EXAMPLES]
+    batch = text_batch(tokens, pad=prompts.pad)
+    loss = tf(token_losses(decoder.answer_logits(batch), batch.targets))
+    by_hand = 0.0
+    for prompt in tokens:
+        assert prompt.answer[-1] == decoder.tokenizer.eos_token_id
+        assert decoder.tokenizer.bos_token_id not in prompt.answer
+        sequence = [*prompt.before, *prompt.slot, *prompt.after, *prompt.answer]
+        for place, token in enumerate(prompt.answer):
+            known = sequence[: len(sequence) - len(prompt.answer) + place]
+            with torch.no_grad():
+                logits = decoder.model(input_ids=torch.tensor([known])).logits[0, -1]
+            by_hand -= float(logits.double().log_softmax(-1)[token])
+    assert float(loss) == pytest.approx(by_hand, rel=1e-5)
+
+
+def replay(
+    decoder: FrozenDecoder, prompts: DecoderPrompts
+) -> tuple[list[PromptRow], torch.Tensor, list[PromptTokens]]:
+    """The text prompts again, their slots' real embeddings given as soft prompts."""
+    tokens = [prompts.text(example) for example in EXAMPLES]
+    longest = max(len(prompt.slot) for prompt in tokens)
+    soft = torch.zeros(len(tokens), longest, decoder.hidden_size)
+    embed = decoder.model.get_input_embeddings()
+    rows = []
+    for index, (prompt, example) in enumerate(zip(tokens, EXAMPLES, strict=True)):
+        soft[index, : len(prompt.slot)] = embed(
+            torch.tensor(prompt.slot, dtype=torch.long)
+        ).detach()
+        wire = prompts.wire(example)
+        prefix = PrefixRow(before=wire.before, soft_row=index, num_soft=len(prompt.slot))
+        rows.append(PromptRow(prefix=prefix, after=wire.after, answer=wire.answer))
+    return rows, soft, tokens
+
+
+@pytest.mark.parametrize("carries", ["context", "prompt"])
+def test_replay_of_real_embeddings_gives_the_text_logits(
+    decoder: FrozenDecoder, carries: Carries
+) -> None:
+    """Gate 2."""
+    prompts = DecoderPrompts(decoder.tokenizer, carries=carries)
+    rows, soft, tokens = replay(decoder, prompts)
+    latent = decoder.answer_logits(prompt_batch(rows, pad=prompts.pad), soft).detach()
+    text = decoder.answer_logits(text_batch(tokens, pad=prompts.pad)).detach()
+    torch.testing.assert_close(latent, text, atol=2e-5, rtol=1e-4)
+
+
+def test_generation_equals_the_library_on_text_and_on_replay(decoder: FrozenDecoder) -> None:
+    """Greedy decoding, batched with padding, against ``generate`` one prompt at a time."""
+    prompts = DecoderPrompts(decoder.tokenizer)
+    rows, soft, tokens = replay(decoder, prompts)
+    batch = text_batch(tokens, pad=prompts.pad, answers=False)
+    text = greedy(decoder, batch, eos=prompts.eos, max_new_tokens=6)
+    replayed = prompt_batch(rows, pad=prompts.pad, answers=False)
+    latent = greedy(decoder, replayed, eos=prompts.eos, max_new_tokens=6, soft=soft)
+    assert torch.equal(text, latent)
+    for row, prompt in zip(text, tokens, strict=True):
+        ids = torch.tensor([[*prompt.before, *prompt.slot, *prompt.after]])
+        expected = decoder.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=prompts.eos,
+            pad_token_id=prompts.eos,
+        )[0, ids.shape[1] :]
+        padded = F.pad(expected, (0, 6 - len(expected)), value=prompts.eos)
+        assert row.tolist() == padded.tolist()
+
+
+def test_gradient_reaches_the_soft_prompt_and_not_the_decoder(decoder: FrozenDecoder) -> None:
+    prompts = DecoderPrompts(decoder.tokenizer)
+    rows, soft, _ = replay(decoder, prompts)
+    soft.requires_grad_(True)
+    batch = prompt_batch(rows, pad=prompts.pad)
+    tf(token_losses(decoder.answer_logits(batch, soft), batch.targets)).backward()
+    assert soft.grad is not None
+    for index, row in enumerate(rows):
+        used = soft.grad[index, : row.prefix.num_soft]
+        assert (used.norm(dim=-1) > 0).all()
+        assert (soft.grad[index, row.prefix.num_soft :] == 0).all()
+    assert all(parameter.grad is None for parameter in decoder.model.parameters())

@@ -38,6 +38,8 @@ class TinySpec:
     model_type: str
     tokenizer: dict[str, Any]
     architecture: dict[str, Any]
+    steps: int
+    """Pretraining steps of the published weights."""
 
 
 def load_specs(path: Path) -> dict[str, TinySpec]:
@@ -157,15 +159,21 @@ def pretrain(
     spec: TinySpec,
     *,
     seed: int,
-    steps: int,
+    steps: int | None = None,
     batch_documents: int = 16,
     learning_rate: float = 2e-3,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Trains one model of the pair from scratch and returns it with its tokenizer.
 
+    Args:
+        steps: in place of the specification's own number.
+
     The same seed, steps and batch size on the same machine give the same weights.
     """
+    steps = spec.steps if steps is None else steps
     torch.manual_seed(seed)
+    # Sums over several threads come in another order, and would give other weights.
+    torch.set_num_threads(1)
     tokenizer = build_tokenizer(spec, seed=seed)
     config = AutoConfig.for_model(
         spec.model_type,

@@ -102,7 +102,9 @@ def pick_device() -> torch.device:
 
 
 def start(device: torch.device, *, timeout: float) -> None:
-    """Joins the default process group; without a launcher, a world of one."""
+    """Joins the default process group unless that is done; a world of one without a launcher."""
+    if dist.is_initialized():
+        return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout)
     if "RANK" in os.environ:

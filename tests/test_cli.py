@@ -1,0 +1,222 @@
+"""The commands as a user gives them: what is refused, what is printed, and with which code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, small_overrides
+
+from latentwire import cli
+from latentwire.train import main
+from latentwire.training import preflight
+
+
+def python(
+    *arguments: str, nproc: int = 0, timeout: float = 150
+) -> subprocess.CompletedProcess[str]:
+    """``python -m ...`` as a user runs it; under torchrun with ``nproc`` processes."""
+    return subprocess.run(
+        command(*arguments, nproc=nproc),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def command(*arguments: str, nproc: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={nproc}"]
+    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
+    return [sys.executable, *(launcher if nproc else []), *arguments]
+
+
+def status(tmp_path: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((tmp_path / "runs" / "test" / "status.json").read_text())
+    return found
+
+
+def test_every_problem_is_reported_at_once(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"context": "a", "question": "b", "answers": ["c"]}\nnot json\n')
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "decoders.qwen.model=./nowhere",
+        "decoders.llama.ranks=3",
+        "data.source=jsonl",
+        f"data.path={bad}",
+        "sharding.backend=deepspeed",
+    )
+    assert main(overrides) == 2
+    message = capsys.readouterr().err
+    for part in (
+        "decoders.qwen.model: './nowhere' is no folder",
+        "decoders.llama.ranks: 3, but placement=colocated",
+        "bad.jsonl:2",
+        "sharding.backend: 'deepspeed'",
+    ):
+        assert part in message, message
+    assert "Traceback" not in message
+    assert status(tmp_path)["state"] == "failed"
+    assert status(tmp_path)["code"] == 2
+    assert "nowhere" in str(status(tmp_path)["reason"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.batchsize=3", "did you mean 'train.batch_size'"),
+        ("train.batch_size=many", "should be a whole number"),
+        ("encoder.model=checkpoints/tiny/none", "is no folder"),
+        ("data.source=csv", "data.source"),
+        ("run.tag=../up", "run.tag"),
+        ("decoders.llama.chat=true", "no chat template"),
+        ("decoders.llama", "written key=value"),
+    ],
+)
+def test_a_wrong_override_names_the_key(
+    override: str, expected: str, pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_overrides(pair, tmp_path, override)) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--no-such-flag", "--recipe"])
+def test_a_wrong_flag_ends_with_code_two(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([flag]) == 2
+    assert "--" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(
+    pair: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    overrides = ("sharding.backend=deepspeed", "decoders.qwen.quantization=nf4")
+    assert main(small_overrides(pair, tmp_path, *overrides)) == 2
+    message = capsys.readouterr().err
+    assert "latentwire[deepspeed]" in message
+    assert "latentwire[quant]" in message
+
+
+def test_an_unreachable_hub_ends_within_ten_seconds(
+    pair: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    assert main(small_overrides(pair, tmp_path, "decoders.qwen.model=some/model")) == 2
+    assert time.monotonic() - start < 10
+    assert "cannot reach the Hugging Face hub" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_job_and_leaves_nothing(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", *small_overrides(pair, tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "batch_size: 12" in printed
+    assert "1 ranks, colocated" in printed
+    assert "parameters (frozen)" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_batch_must_divide_and_rank_0_alone_says_so(pair: Path, tmp_path: Path) -> None:
+    """Under torchrun: one message for two ranks, code 2 in the status, no traceback of ours."""
+    result = python(
+        *("-m", "latentwire.train", "--recipe", "smoke"),
+        *small_overrides(pair, tmp_path, "train.batch_size=13"),
+        nproc=2,
+    )
+    assert result.returncode == 1  # torchrun turns any worker's code into 1
+    assert result.stderr.count("latentwire cannot start") == 1
+    assert "the nearest valid sizes are 12 or 14" in result.stderr
+    assert "latentwire/train.py" not in result.stderr.split("ChildFailedError")[0]
+    assert status(tmp_path)["code"] == 2
+
+
+def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
+    pair: Path, tmp_path: Path
+) -> None:
+    """train, train again (finished), eval, a changed key, --fresh."""
+    overrides = small_overrides(pair, tmp_path)
+    train = ("-m", "latentwire.train", "--recipe", "smoke")
+    first = python(*train, *overrides, nproc=2)
+    assert first.returncode == 0, first.stderr
+    assert "wrong_wire" in first.stderr
+    assert "\r" not in first.stderr.replace("Loading weights", ""), "no bar without a terminal"
+    folder = tmp_path / "runs" / "test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for decoder in ("llama", "qwen"):
+        arms = metrics["decoders"][decoder]["arms"]
+        assert list(arms) == [
+            *("text", "latent", "no_context", "truncated_text", "wrong_wire", "zero_wire")
+        ]
+        for scores in arms.values():
+            assert {"em", "em_ci95", "f1", "nll_per_token", "first_acc"} <= scores.keys()
+            assert scores["num_examples"] == 12
+        assert metrics["decoders"][decoder]["compression_tokens"] > 3
+    predictions = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
+    assert len(predictions) == 12 * 2 * 6
+    rows = [json.loads(line) for line in (folder / "diagnostics.jsonl").open()]
+    assert [(r["stage"], r["step"], r["rank"]) for r in rows] == [
+        (stage, step, rank) for stage in "AB" for step in (1, 2) for rank in (0, 1)
+    ]
+    wanted = "schema run stage step rank decoder mode tf first kce kd first_acc tf_local "
+    wanted += (
+        "num_tokens_local keep_prob K grad_tf grad_first grad_kce grad_kd grad_norm sec_per_step"
+    )
+    assert all(set(wanted.split()) <= row.keys() for row in rows)
+    assert "stage C" in (folder / "pipeline.log").read_text()
+    assert status(tmp_path)["state"] == "finished"
+
+    assert main(overrides) == 0  # finished: prints the table, trains nothing
+    assert len((folder / "diagnostics.jsonl").read_text().splitlines()) == len(rows)
+    assert main([*overrides, "wire.ratio=6"]) == 2
+    assert status(tmp_path)["state"] == "failed"
+    assert main(["--fresh", *overrides]) == 2
+    (folder / "metrics.json").unlink()
+    again = python("-m", "latentwire.cli", "eval", *overrides, "eval.samples=6")
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 6
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=2000", "train.stage_b.steps=0")
+    process = subprocess.Popen(
+        command("-m", "latentwire.train", *overrides, nproc=0),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    diagnostics = tmp_path / "runs" / "test" / "diagnostics.jsonl"
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not diagnostics.exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert status(tmp_path)["state"] == "preempted"
+    saved = list((tmp_path / "checkpoints" / "test" / "stageA").glob("step-*"))
+    assert len(saved) == 1
+    done = int(saved[0].name[5:])
+    assert status(tmp_path)["step"] == done
+
+
+def test_the_command_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "tiny build" in capsys.readouterr().out
+    assert cli.main(["fly"]) == 2
+    assert "unknown command 'fly'" in capsys.readouterr().err

@@ -82,9 +82,9 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     rank = process_groups.launch_rank()
     try:
         return work().code
-    except ValueError as error:
+    except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
-        return _refuse(ConfigError([str(error)]), plan.run_folder)
+        return _refuse(error, plan.run_folder)
     except OSError as error:
         _failed(plan.run_folder, error)
         if error.errno != errno.ENOSPC:

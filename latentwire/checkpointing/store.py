@@ -4,10 +4,11 @@ import json
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentwire.config import ConfigError
 from latentwire.distributed.sharding import UnitState
 
 _FILES = ("weights", "first_moments", "second_moments")
@@ -28,7 +29,7 @@ def read_unit(folder: Path, *, with_optimizer: bool = True) -> UnitState:
     """Reads one unit's state.
 
     Raises:
-        ValueError: when a file is missing or damaged, naming it.
+        ConfigError: when a file is missing or damaged, naming it.
     """
     tensors: dict[str, dict[str, Tensor]] = {}
     for name in _FILES:
@@ -39,7 +40,7 @@ def read_unit(folder: Path, *, with_optimizer: bool = True) -> UnitState:
         try:
             tensors[name] = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"the checkpoint file {path} cannot be read: {error}") from error
+            raise ConfigError([f"the checkpoint file {path} cannot be read: {error}"]) from error
     return UnitState(
         weights=tensors["weights"],
         first_moments=tensors["first_moments"],
@@ -49,7 +50,5 @@ def read_unit(folder: Path, *, with_optimizer: bool = True) -> UnitState:
 
 
 def _num_steps(folder: Path) -> int:
-    from safetensors import safe_open
-
     with safe_open(folder / "weights.safetensors", framework="pt") as file:
         return int(json.loads((file.metadata() or {})["num_steps"]))

@@ -63,6 +63,9 @@ class PromptBatch:
     """[kept]: suffix columns whose logits are wanted."""
     target_mask: Tensor
     """[examples, kept]: True where a logit row predicts an answer token."""
+    target_index: Tensor
+    """[supervised]: the same positions in the flattened [examples * kept], known without asking
+    the device."""
     targets: Tensor
     """[supervised]: the answer tokens, example by example."""
     target_place: Tensor
@@ -116,6 +119,7 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
         suffix_positions=suffix_positions,
         columns=torch.arange(length - kept, length),
         target_mask=target_mask,
+        target_index=target_mask.flatten().nonzero()[:, 0],
         targets=torch.tensor([t for answer in supervised for t in answer], dtype=torch.long),
         target_place=torch.tensor(
             [place for answer in supervised for place in range(len(answer))], dtype=torch.long

@@ -50,7 +50,8 @@ class EncoderTokenizer:
         self.max_tokens = min(encoder.max_tokens or window, window) - len(self.lead)
         self._wire = wire
         self._cache: dict[str, list[int]] = {}
-        self.num_cut = 0
+        self.cut_texts: set[int] = set()
+        """Hashes of the texts that did not fit."""
 
     def ids(self, text: str) -> list[int]:
         """The text's tokens, at most ``max_tokens`` of them."""
@@ -58,9 +59,11 @@ class EncoderTokenizer:
             if len(self._cache) > 100_000:
                 self._cache.clear()
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-            self.num_cut += len(ids) > self.max_tokens
-            self._cache[text] = ids[: self.max_tokens]
-        return self._cache[text]
+            self._cache[text] = ids
+        ids = self._cache[text]
+        if len(ids) > self.max_tokens:
+            self.cut_texts.add(hash(text))
+        return ids[: self.max_tokens]
 
     def num_latents(self, text: str) -> int:
         return num_latents(

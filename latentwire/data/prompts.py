@@ -74,6 +74,10 @@ class DecoderPrompts:
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
         self._cache: dict[str, tuple[int, ...]] = {}
+        self.cut_contexts: set[int] = set()
+        """Hashes of the contexts that did not fit the window."""
+        self.cut_answers: set[int] = set()
+        """Hashes of the answers that were longer than ``max_answer_tokens``."""
 
     def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
         """The prompt with text in its slot; ``context`` replaces the example's own."""
@@ -85,6 +89,8 @@ class DecoderPrompts:
         tokens = self._segments(example, stripped, after)
         ids = self._ids(before[len(stripped) :] + slot) if slot else ()
         room = self.room(tokens)
+        if len(ids) > room:
+            self.cut_contexts.add(hash(context))
         return PromptTokens(
             before=tokens.before,
             slot=ids[:room],
@@ -160,7 +166,10 @@ class DecoderPrompts:
         return self._header + first, second + self._footer + ANSWER_CUE
 
     def _segments(self, example: Example, before: str, after: str) -> PromptTokens:
-        answer = self._ids(" " + example.answers[0].strip())[: self.max_answer_tokens]
+        answer = self._ids(" " + example.answers[0].strip())
+        if len(answer) > self.max_answer_tokens:
+            self.cut_answers.add(hash(example.answers[0]))
+            answer = answer[: self.max_answer_tokens]
         return PromptTokens(
             before=self._bos + self._ids(before),
             slot=(),

@@ -107,7 +107,7 @@ class FrozenDecoder:
         logits = self.continue_from(
             context, batch.suffix_ids, batch.suffix_mask, batch.suffix_positions, batch.columns
         )
-        return logits[batch.target_mask]
+        return logits.flatten(0, 1)[batch.target_index]
 
 
 def load_decoder(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from latentwire.config import OptimConfig
+from latentwire.config import ConfigError, OptimConfig
 from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import UnitState
 
@@ -89,9 +89,11 @@ class FsdpUnit:
     def import_state(self, state: UnitState) -> None:
         missing = self._named.keys() ^ state.weights.keys()
         if missing:
-            raise ValueError(
-                f"the checkpoint of unit '{self._group.name}' does not fit the model: "
-                f"{sorted(missing)[:5]} differ"
+            raise ConfigError(
+                [
+                    f"the checkpoint of unit '{self._group.name}' does not fit the model: "
+                    f"{sorted(missing)[:5]} differ"
+                ]
             )
         with torch.no_grad():
             for name, parameter in self._named.items():
@@ -117,9 +119,11 @@ class FsdpUnit:
     def _shard_like(whole: Tensor, like: nn.Parameter) -> Tensor:
         assert isinstance(like, DTensor)
         if whole.shape != like.shape:
-            raise ValueError(
-                f"the checkpoint holds a tensor of shape {tuple(whole.shape)} where the model has "
-                f"{tuple(like.shape)}: was it trained with another model or width?"
+            raise ConfigError(
+                [
+                    f"the checkpoint holds a tensor of shape {tuple(whole.shape)} where the model "
+                    f"has {tuple(like.shape)}: was it trained with another model or width?"
+                ]
             )
         # Every rank read the same file, so no rank sends anything.
         return distribute_tensor(

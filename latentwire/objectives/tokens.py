@@ -20,14 +20,14 @@ def tf(losses: Tensor) -> Tensor:
 
 def first(losses: Tensor, place: Tensor) -> Tensor:
     """Cross-entropy summed over first answer tokens; ``place`` [n] counts within the answer."""
-    return losses[place == 0].sum()
+    return (losses * (place == 0)).sum()
 
 
 def kce(losses: Tensor, place: Tensor, *, k: int) -> Tensor:
     """Cross-entropy summed over the first ``k`` tokens of each answer."""
-    return losses[place < k].sum()
+    return (losses * (place < k)).sum()
 
 
 def num_first_right(logits: Tensor, targets: Tensor, place: Tensor) -> Tensor:
     """How many answers have their first token as the model's own choice."""
-    return (logits.argmax(-1) == targets)[place == 0].sum()
+    return ((logits.argmax(-1) == targets) & (place == 0)).sum()

@@ -11,7 +11,9 @@ from typing import Any
 from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import STAGES, Step, newest
-from latentwire.data.sources import open_source
+from latentwire.config import ConfigError
+from latentwire.data.example import Example
+from latentwire.data.sources import DataSource, Split, open_source
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -22,13 +24,14 @@ from latentwire.evaluation.runner import evaluate, held_out
 from latentwire.evaluation.table import result_table
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
-from latentwire.training.run_folder import log_to, prepare
+from latentwire.training.run_folder import PROGRESS, log_to, prepare
 from latentwire.training.signals import StopRequest
 from latentwire.training.stages import Stage
 from latentwire.training.status import FILES, write_status
 from latentwire.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+progress = logging.getLogger(PROGRESS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
         if _finished(plan, stages, resume):
             return _show_finished(plan, groups)
+        examples = _held_out(plan)
         job = assemble(config, groups)
         _report_units(job)
         place = _restore(resume, job)
@@ -61,7 +65,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         reason = _train_stages(plan, job, stages, place, stream, stop)
         if reason:
             return _stopped(plan, groups, reason)
-        _evaluate_into_folder(plan, job)
+        _evaluate_into_folder(plan, job, examples)
     return Outcome(state="finished", code=0)
 
 
@@ -74,17 +78,18 @@ def evaluate_only(plan: Plan) -> Outcome:
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
     step = _agreed_newest(plan, groups)
     if step is None:
-        raise ValueError(
-            f"run '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it first"
+        raise ConfigError(
+            [f"run.tag: '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it"]
         )
+    examples = _held_out(plan)
     job = assemble(config, groups)
     state.restore(step, job.units, with_optimizer=False)
     log.info("loaded %s", step.path)
-    _evaluate_into_folder(plan, job)
+    _evaluate_into_folder(plan, job, examples)
     return Outcome(state="finished", code=0)
 
 
-def open_source_for(plan: Plan, split: Any) -> Any:
+def open_source_for(plan: Plan, split: Split) -> DataSource:
     """One split of the run's data."""
     data = plan.config.data
     return open_source(source=data.source, path=data.path, split=split, seed=plan.config.run.seed)
@@ -174,6 +179,12 @@ def _train_stages(
         rows = stream.write(step.rows())
         if rows is not None:
             step.progress = _progress(rows)
+            progress.info(
+                "stage %s step %d: %s",
+                step.stage,
+                step.step,
+                ", ".join(f"{key} {value}" for key, value in step.progress.items()),
+            )
             write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
 
     trainer = Trainer(job, record=record, save=save)
@@ -185,14 +196,9 @@ def _train_stages(
         start = time.perf_counter()
         reason = trainer.run(stage, done=done, stop=stop)
         log.info("stage %s: %.0f s", stage.name, time.perf_counter() - start)
+        _warn_of_cuts(job, f"stage {stage.name}")
         if reason:
             return reason
-    if job.tokenizer.num_cut:
-        log.warning(
-            "%d texts were longer than the encoder's %d tokens and were cut",
-            job.tokenizer.num_cut,
-            job.tokenizer.max_tokens,
-        )
     return ""
 
 
@@ -220,15 +226,28 @@ def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
     return Outcome(state=reason, code=code)
 
 
-def _evaluate_into_folder(plan: Plan, job: Job) -> None:
+def _held_out(plan: Plan) -> list[Example]:
+    """The examples of Stage C, drawn before training so that a poor choice shows at once."""
+    config = plan.config
+    source = open_source_for(plan, config.eval.split)
+    examples = held_out(source, seed=config.run.seed, samples=config.eval.samples)
+    if len({example.context for example in examples}) < 2:
+        raise ConfigError(
+            [
+                f"eval.samples: {config.eval.samples} draws only one document of the "
+                f"{config.eval.split} split, and the wrong-wire control needs two; use more"
+            ]
+        )
+    return examples
+
+
+def _evaluate_into_folder(plan: Plan, job: Job, examples: Sequence[Example]) -> None:
     """Stage C: evaluates the wire as it stands and writes metrics and predictions."""
     config = plan.config
     step = _agreed_newest(plan, job.groups)
-    source = open_source_for(plan, config.eval.split)
-    examples = held_out(source, seed=config.run.seed, samples=config.eval.samples)
     log.info("stage C: %d %s examples", len(examples), config.eval.split)
     result = evaluate(job, examples)
-    _warn_of_cuts(job, examples)
+    _warn_of_cuts(job, "stage C")
     if result is not None:
         metrics, predictions = result
         metrics["checkpoint"] = (
@@ -241,25 +260,25 @@ def _evaluate_into_folder(plan: Plan, job: Job) -> None:
     barrier(job.groups.world)
 
 
-def _warn_of_cuts(job: Job, examples: Sequence[Any]) -> None:
+def _warn_of_cuts(job: Job, when: str) -> None:
+    """Says how many texts did not fit; counted anew after each stage."""
+    cuts: dict[str, set[int]] = {}
+    if job.groups.rank == 0:
+        limit = job.tokenizer.max_tokens
+        cuts[f"texts longer than the encoder's {limit} tokens"] = job.tokenizer.cut_texts
     for name, prompts in job.prompts.items():
-        cut = sum(prompts.text(example).slot_tokens_cut > 0 for example in examples)
-        group = job.groups.decoder(name)
-        if cut and group.rank == 0:
-            log.warning(
-                "%s: %d of %d evaluated contexts are longer than the decoder's window of %d tokens "
-                "and are cut for the text arm",
-                name,
-                cut,
-                len(examples),
-                prompts.window,
-            )
-    if job.tokenizer.num_cut and job.groups.rank == 0:
-        log.warning(
-            "encoder: %d texts are longer than its %d tokens and are cut",
-            job.tokenizer.num_cut,
-            job.tokenizer.max_tokens,
+        if job.groups.decoder(name).rank != 0:
+            continue
+        cuts[f"contexts longer than the window of {prompts.window} tokens of '{name}'"] = (
+            prompts.cut_contexts
         )
+        cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
+            prompts.cut_answers
+        )
+    for what, found in cuts.items():
+        if found:
+            log.warning("%s: cut %d %s", when, len(found), what)
+        found.clear()
 
 
 def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Prediction]) -> None:

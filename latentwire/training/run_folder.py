@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import yaml
+from transformers.utils import logging as transformers_logging
 
 from latentwire import config_file
 from latentwire.training.preflight import Plan
@@ -65,6 +66,10 @@ def environment() -> list[str]:
     return lines
 
 
+PROGRESS = "latentwire.progress"
+"""Logger of lines that a progress bar shows already, where there is one."""
+
+
 def log_to(path: Path | None, *, rank: int) -> None:
     """Rank 0 logs to stderr and to ``path``; other ranks only what is wrong."""
     logger = logging.getLogger("latentwire")
@@ -74,6 +79,10 @@ def log_to(path: Path | None, *, rank: int) -> None:
     who = "" if rank == 0 else f"rank {rank}: "
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter(f"{who}%(message)s"))
+    if sys.stderr.isatty():
+        screen.addFilter(lambda record: record.name != PROGRESS)
+    else:
+        transformers_logging.disable_progress_bar()
     logger.addHandler(screen)
     if path is not None and rank == 0:
         file = logging.FileHandler(path, encoding="utf-8")

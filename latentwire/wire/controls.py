@@ -24,9 +24,7 @@ def wrong_texts(texts: Sequence[str], *, seed: int) -> dict[str, str]:
     """
     distinct = list(dict.fromkeys(texts))
     if len(distinct) < 2:
-        raise ValueError(
-            "eval.samples: the wrong-wire control needs examples on at least two different texts"
-        )
+        raise ValueError("the wrong-wire control needs at least two different texts")
     order = list(distinct)
     random.Random(seed).shuffle(order)
     # A cycle through the shuffled texts has no fixed point.

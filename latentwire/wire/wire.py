@@ -36,7 +36,8 @@ class SharedUnit(nn.Module):
     def forward(self, texts: EncoderTexts) -> Tensor:
         """-> latents [texts, max_latents, d_z]"""
         latents: Tensor = self.encoder(texts.ids, texts.num_tokens, texts.counts, texts.max_latents)
-        return latents
+        # Sharding hooks hang on the output tensor, which a view would share with its base.
+        return latents.clone()
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         return {

@@ -58,11 +58,12 @@ _FIRMS = [
     for first in ("Harrow", "Castell", "Brandt", "Ormond", "Tilney", "Vesper", "Quarry", "Linden")
     for second in ("Mills", "Bank", "Press", "Works", "Foods")
 ]
-_AGES = [str(age) for age in range(20, 80)]
-
-_ONSETS = "b br d dr f g h j k l m n p r s t th v w z".split()
-_VOWELS = "a e i o u".split()
-_CODAS = "l n r s th m k d".split()
+_NUMBERS = "two three four five six seven eight nine ten eleven twelve twenty thirty forty".split()
+_NAMES = (
+    "Ada Bela Cora Dana Elin Faye Gina Hugo Iris Jonas Karl Lena Mira Nils Otto Petra Quinn Rosa "
+    "Sven Tove Ugo Vera Walt Xenia Yara Zoe Arno Bruno Clara Doris Emil Frida Gerd Hanna Igor Jana "
+    "Kurt Lars Marta Nora Olaf Paul Rita Sara Theo Ulla Viktor Wanda"
+).split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +73,17 @@ class Attribute:
     key: str
     statements: tuple[str, ...]
     questions: tuple[str, ...]
-    values: tuple[str, ...] | None
-    """None: the value is a generated person's name."""
+    values: tuple[str, ...]
 
 
 def _attribute(
-    key: str, statements: str, questions: str, values: list[str] | None
+    key: str, statements: str, questions: str, values: list[str]
 ) -> tuple[str, Attribute]:
     return key, Attribute(
         key=key,
         statements=tuple(part.strip() for part in statements.split("|")),
         questions=tuple(part.strip() for part in questions.split("|")),
-        values=None if values is None else tuple(values),
+        values=tuple(values),
     )
 
 
@@ -173,16 +173,16 @@ ATTRIBUTES: dict[str, Attribute] = dict(
             _LANGUAGES,
         ),
         _attribute(
-            "age",
-            "{n} is {v} years old. | The age of {n} is {v}. | {n} has turned {v}.",
-            "How old is {n}? | What is the age of {n}?",
-            _AGES,
+            "cousins",
+            "{n} has {v} cousins. | {n} grew up with {v} cousins. | The cousins of {n} are {v}.",
+            "How many cousins does {n} have? | What is the number of cousins of {n}?",
+            _NUMBERS,
         ),
         _attribute(
             "friend",
             "{n} is a friend of {v}. | The best friend of {n} is {v}. | {n} often meets {v}.",
             "Who is the best friend of {n}? | Who does {n} often meet?",
-            None,
+            _NAMES,
         ),
     )
 )
@@ -206,24 +206,14 @@ class Document:
     examples: tuple[Example, ...]
 
 
-def _name(rng: random.Random) -> str:
-    word = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_ONSETS) + rng.choice(_VOWELS)
-    if rng.random() < 0.6:
-        word += rng.choice(_CODAS)
-    return word.capitalize()
-
-
-def _names(rng: random.Random, count: int) -> list[str]:
-    names: list[str] = []
-    while len(names) < count:
-        name = _name(rng)
-        if all(name[0] != other[0] for other in names):
-            names.append(name)
-    return names
+def _people(rng: random.Random, count: int) -> list[str]:
+    """Names that differ in their first letter."""
+    first = rng.choice(_NAMES)
+    return [first, rng.choice([n for n in _NAMES if n[0] != first[0]])][:count]
 
 
 def _facts(rng: random.Random, num_facts: int, num_people: int, *, crowded: bool) -> list[Fact]:
-    people = _names(rng, num_people)
+    people = _people(rng, num_people)
     keys = list(ATTRIBUTES)
     if num_people == 1:
         slots = [(people[0], key) for key in rng.sample(keys, num_facts)]
@@ -236,8 +226,7 @@ def _facts(rng: random.Random, num_facts: int, num_people: int, *, crowded: bool
         slots += [(rng.choice(people), key) for key in chosen[num_pairs:]]
     facts = []
     for person, key in slots:
-        values = ATTRIBUTES[key].values
-        value = rng.choice(values) if values is not None else _name(rng)
+        value = rng.choice([v for v in ATTRIBUTES[key].values if v not in people])
         facts.append(Fact(person=person, attribute=key, value=value))
     rng.shuffle(facts)
     return facts

@@ -2,6 +2,7 @@
 
 import random
 import re
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from latentwire.config import DecoderConfig
 from latentwire.distributed.topology import Topology, batch_problems, eval_batch_size, plan
 
 
-def decoders(**changes: dict[str, float]) -> dict[str, DecoderConfig]:
-    return {name: DecoderConfig(model=name, **values) for name, values in changes.items()}  # type: ignore[arg-type]
+def decoders(**changes: dict[str, Any]) -> dict[str, DecoderConfig]:
+    return {name: DecoderConfig(model=name, **values) for name, values in changes.items()}
 
 
 def ranks(topology: Topology) -> dict[str, tuple[int, ...]]:

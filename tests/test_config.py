@@ -226,6 +226,8 @@ def test_numbers_are_floats_however_written(tmp_path: Path, recipe: str) -> None
         ),
         ("encoder.revision=0123456", "0123456"),
         ("encoder.revision=1e10", "1e10"),
+        ("decoders.a.revision=0123456", "0123456"),
+        ("decoders.a.model=10", "10"),
         ("run.tag=007", "007"),
         ("run.tag=1e3", "1e3"),
         ("run.tag=true", "true"),

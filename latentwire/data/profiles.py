@@ -212,7 +212,9 @@ def _people(rng: random.Random, count: int) -> list[str]:
     return [first, rng.choice([n for n in _NAMES if n[0] != first[0]])][:count]
 
 
-def _facts(rng: random.Random, num_facts: int, num_people: int, *, crowded: bool) -> list[Fact]:
+def _facts(
+    rng: random.Random, num_facts: int, num_people: int, *, crowded: bool | None
+) -> list[Fact]:
     people = _people(rng, num_people)
     keys = list(ATTRIBUTES)
     if num_people == 1:
@@ -220,7 +222,8 @@ def _facts(rng: random.Random, num_facts: int, num_people: int, *, crowded: bool
     else:
         # Some facts come in pairs, the same attribute for both people, so that a reader has to
         # bind the value to the name.
-        num_pairs = num_facts // 2 if crowded else rng.randint(0, num_facts // 4)
+        most = num_facts // 6 if crowded is None else num_facts // 4
+        num_pairs = num_facts // 2 if crowded else rng.randint(0, most)
         chosen = rng.sample(keys, num_facts - num_pairs)
         slots = [(person, key) for key in chosen[:num_pairs] for person in people]
         slots += [(rng.choice(people), key) for key in chosen[num_pairs:]]
@@ -245,12 +248,13 @@ def document(
     *,
     min_facts: int = 6,
     max_facts: int = 12,
-    crowded: bool = False,
+    crowded: bool | None = None,
 ) -> Document:
     """Document ``index`` of a split: ``min_facts`` to ``max_facts`` facts on one or two people.
 
     It carries ``min(num_facts, QUESTIONS_PER_DOCUMENT)`` questions, one each about another fact.
-    In a ``crowded`` document two people share as many attributes as they can.
+    Two people share a few attributes; with ``crowded`` True as many as they can, with False up to
+    a quarter of the facts.
     An example's ``kind`` is ``shared`` when another person of the document has the same attribute.
     """
     rng = random.Random(f"{seed}/{split}/{index}/{min_facts}/{max_facts}/{crowded}")

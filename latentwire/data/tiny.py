@@ -66,7 +66,7 @@ def build_tokenizer(spec: TinySpec, *, seed: int) -> PreTrainedTokenizerFast:
         special_tokens=special,
         show_progress=False,
     )
-    documents = (document(seed, "train", index) for index in range(2_000))
+    documents = (document(seed, "train", index, crowded=False) for index in range(2_000))
     tokenizer.train_from_iterator(_plain_texts(documents), trainer)
     if options["bos"]:
         tokenizer.post_processor = processors.TemplateProcessing(

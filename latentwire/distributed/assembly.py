@@ -16,8 +16,9 @@ from latentwire.data.loader import DecoderBatch, GlobalBatch, encoder_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
 from latentwire.distributed.exchange import exchange, scale_gradient
+from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.sharding import ShardedUnit, make_backend
+from latentwire.distributed.sharding import ShardedUnit, ShardingBackend
 from latentwire.wire.encoder import encoder_window
 from latentwire.wire.wire import DecoderShape, Wire, build_wire
 
@@ -98,7 +99,7 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         for name, d in decoders.items()
     }
     wire, tokenizer = _build(config, shapes, device)
-    backend = make_backend(config)
+    backend = _make_backend(config)
     units = {"encoder": backend.wrap(wire.shared, groups.world)}
     for name in decoders:
         units[f"adapter_{name}"] = backend.wrap(wire.units[name], groups.decoder(name))
@@ -121,3 +122,8 @@ def _build(
     tokenizer = EncoderTokenizer(config.encoder, config.wire, window=window)
     wire = build_wire(config, shapes, num_lead=len(tokenizer.lead), device=device)
     return wire, tokenizer
+
+
+def _make_backend(config: Config) -> ShardingBackend:
+    assert config.sharding.backend == "fsdp", "other backends are refused with the configuration"
+    return FsdpBackend(config.optim, bf16=config.precision == "bf16")

@@ -6,7 +6,6 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from latentwire.config import Config
 from latentwire.distributed.groups import Group
 
 
@@ -51,11 +50,3 @@ class ShardingBackend(Protocol):
 
     def wrap(self, module: nn.Module, group: Group) -> ShardedUnit:
         """Shards ``module``, which is replaced in place, over ``group``."""
-
-
-def make_backend(config: Config) -> ShardingBackend:
-    """The configured backend."""
-    from latentwire.distributed.fsdp_backend import FsdpBackend
-
-    assert config.sharding.backend == "fsdp", "other backends are refused with the configuration"
-    return FsdpBackend(config.optim, bf16=config.precision == "bf16")

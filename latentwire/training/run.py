@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +11,22 @@ from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import STAGES, Step, newest
 from latentwire.config import ConfigError
-from latentwire.data.example import Example
-from latentwire.data.sources import DataSource, Split, open_source
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier, broadcast_json
-from latentwire.evaluation.metrics import Prediction
-from latentwire.evaluation.runner import evaluate, held_out
-from latentwire.evaluation.table import result_table
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
 from latentwire.training.run_folder import PROGRESS, log_to, prepare
 from latentwire.training.signals import StopRequest
+from latentwire.training.stage_c import (
+    draw_held_out,
+    evaluate_into_folder,
+    open_source_for,
+    print_result,
+    warn_of_cuts,
+)
 from latentwire.training.stages import Stage
 from latentwire.training.status import FILES, write_status
 from latentwire.training.trainer import Trainer
@@ -54,7 +55,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
         if _finished(plan, stages, resume):
             return _show_finished(plan, groups)
-        examples = _held_out(plan)
+        examples = draw_held_out(plan)
         job = assemble(config, groups)
         _report_units(job)
         place = _restore(resume, job)
@@ -65,7 +66,8 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         reason = _train_stages(plan, job, stages, place, stream, stop)
         if reason:
             return _stopped(plan, groups, reason)
-        _evaluate_into_folder(plan, job, examples)
+        step = _agreed_newest(plan, groups)
+        evaluate_into_folder(plan, job, examples, step=step)
     return Outcome(state="finished", code=0)
 
 
@@ -81,18 +83,12 @@ def evaluate_only(plan: Plan) -> Outcome:
         raise ConfigError(
             [f"run.tag: '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it"]
         )
-    examples = _held_out(plan)
+    examples = draw_held_out(plan)
     job = assemble(config, groups)
     state.restore(step, job.units, with_optimizer=False)
     log.info("loaded %s", step.path)
-    _evaluate_into_folder(plan, job, examples)
+    evaluate_into_folder(plan, job, examples, step=step)
     return Outcome(state="finished", code=0)
-
-
-def open_source_for(plan: Plan, split: Split) -> DataSource:
-    """One split of the run's data."""
-    data = plan.config.data
-    return open_source(source=data.source, path=data.path, split=split, seed=plan.config.run.seed)
 
 
 def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> Step | None:
@@ -136,7 +132,7 @@ def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:
     if groups.rank == 0:
         metrics = json.loads((plan.run_folder / FILES["metrics"]).read_text(encoding="utf-8"))
         log.info("run '%s' is finished; nothing to do", plan.config.run.tag)
-        _print_result(plan, metrics)
+        print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)
     return Outcome(state="finished", code=0)
 
@@ -196,7 +192,7 @@ def _train_stages(
         start = time.perf_counter()
         reason = trainer.run(stage, done=done, stop=stop)
         log.info("stage %s: %.0f s", stage.name, time.perf_counter() - start)
-        _warn_of_cuts(job, f"stage {stage.name}")
+        warn_of_cuts(job, f"stage {stage.name}")
         if reason:
             return reason
     return ""
@@ -224,76 +220,3 @@ def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
         write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
     barrier(groups.world)
     return Outcome(state=reason, code=code)
-
-
-def _held_out(plan: Plan) -> list[Example]:
-    """The examples of Stage C, drawn before training so that a poor choice shows at once."""
-    config = plan.config
-    source = open_source_for(plan, config.eval.split)
-    examples = held_out(source, seed=config.run.seed, samples=config.eval.samples)
-    if len({example.context for example in examples}) < 2:
-        raise ConfigError(
-            [
-                f"eval.samples: {config.eval.samples} draws only one document of the "
-                f"{config.eval.split} split, and the wrong-wire control needs two; use more"
-            ]
-        )
-    return examples
-
-
-def _evaluate_into_folder(plan: Plan, job: Job, examples: Sequence[Example]) -> None:
-    """Stage C: evaluates the wire as it stands and writes metrics and predictions."""
-    config = plan.config
-    step = _agreed_newest(plan, job.groups)
-    log.info("stage C: %d %s examples", len(examples), config.eval.split)
-    result = evaluate(job, examples)
-    _warn_of_cuts(job, "stage C")
-    if result is not None:
-        metrics, predictions = result
-        metrics["checkpoint"] = (
-            {"stage": step.stage, "step": step.number} if step else {"stage": None, "step": 0}
-        )
-        metrics["split"] = config.eval.split
-        _write_results(plan, metrics, predictions)
-        _print_result(plan, metrics)
-        write_status(plan.run_folder, state="finished", code=0)
-    barrier(job.groups.world)
-
-
-def _warn_of_cuts(job: Job, when: str) -> None:
-    """Says how many texts did not fit; counted anew after each stage."""
-    cuts: dict[str, set[int]] = {}
-    if job.groups.rank == 0:
-        limit = job.tokenizer.max_tokens
-        cuts[f"texts longer than the encoder's {limit} tokens"] = job.tokenizer.cut_texts
-    for name, prompts in job.prompts.items():
-        if job.groups.decoder(name).rank != 0:
-            continue
-        cuts[f"contexts longer than the window of {prompts.window} tokens of '{name}'"] = (
-            prompts.cut_contexts
-        )
-        cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
-            prompts.cut_answers
-        )
-    for what, found in cuts.items():
-        if found:
-            log.warning("%s: cut %d %s", when, len(found), what)
-        found.clear()
-
-
-def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Prediction]) -> None:
-    lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in predictions)
-    texts = {
-        "predictions": "".join(lines),
-        "metrics": json.dumps(metrics, indent=2, allow_nan=False) + "\n",
-    }
-    for name, text in texts.items():
-        path = plan.run_folder / FILES[name]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
-
-
-def _print_result(plan: Plan, metrics: dict[str, Any]) -> None:
-    log.info("\n%s\n", result_table(metrics))
-    log.info("files in %s, checkpoints in %s", plan.run_folder, plan.checkpoint_folder)

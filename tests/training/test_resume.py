@@ -20,6 +20,7 @@ from latentwire.evaluation.runner import held_out
 from latentwire.testing import run_distributed
 from latentwire.training import run
 from latentwire.training.preflight import preflight
+from latentwire.training.stage_c import open_source_for
 
 STEPS = 4
 
@@ -45,7 +46,7 @@ def wire_gradient_on_rank(rank: int, world_size: int, overrides: list[str]) -> d
     assert step is not None
     state.restore(step, job.units, with_optimizer=False)
     job.wire.eval()
-    examples = held_out(run.open_source_for(plan, "test"), seed=0, samples=12)
+    examples = held_out(open_source_for(plan, "test"), seed=0, samples=12)
     batch = global_batch(examples, job.any_prompts)
     latents = job.latents(batch).detach().requires_grad_(True)
     norms = {}

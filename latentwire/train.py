@@ -16,7 +16,7 @@ from latentwire.training import run
 from latentwire.training.dry_run import describe
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
-from latentwire.training.status import write_status
+from latentwire.training.status import read_status, write_status
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
-    rank = process_groups.launch_rank()
     try:
         return work().code
     except ConfigError as error:
@@ -92,17 +91,18 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
         log.error("the disk is full: %s; free some space, the same command continues", error)
         return 1
     except BaseException as error:
-        if rank == 0:
-            _failed(plan.run_folder, error)
+        _failed(plan.run_folder, error)
         raise
     finally:
         process_groups.stop()
 
 
 def _failed(folder: Path, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {error}"
+    """Leaves the reason in the status; the first rank that fails is the one that knows it."""
+    reason = f"rank {process_groups.launch_rank()}: {type(error).__name__}: {error}"
     try:
-        write_status(folder, state="failed", code=1, reason=reason)
+        if read_status(folder).get("state") != "failed":
+            write_status(folder, state="failed", code=1, reason=reason)
     except OSError:
         log.error("the status could not be written: %s", reason)
 

@@ -40,6 +40,8 @@ class TinySpec:
     architecture: dict[str, Any]
     steps: int
     """Pretraining steps of the published weights."""
+    threads: int
+    """CPU threads they were pretrained with."""
 
 
 def load_specs(path: Path) -> dict[str, TinySpec]:
@@ -172,8 +174,8 @@ def pretrain(
     """
     steps = spec.steps if steps is None else steps
     torch.manual_seed(seed)
-    # Sums over several threads come in another order, and would give other weights.
-    torch.set_num_threads(1)
+    # Sums over another number of threads come in another order, and would give other weights.
+    torch.set_num_threads(spec.threads)
     tokenizer = build_tokenizer(spec, seed=seed)
     config = AutoConfig.for_model(
         spec.model_type,

@@ -5,6 +5,7 @@ the configuration itself are here; those that need files, models or ranks are in
 ``training/preflight.py``. Both report every problem at once.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -265,7 +266,8 @@ _NOT_NEGATIVE = (
     "train.stage_a.warmup_steps train.stage_b.warmup_steps train.stage_a.encoder_start "
     "train.stage_b.encoder_start"
 ).split()
-_FRACTION = "optim.beta1 optim.beta2 optim.min_lr train.stage_a.mixed train.stage_b.mixed".split()
+_BELOW_ONE = "optim.beta1 optim.beta2".split()
+_FRACTION = "optim.min_lr train.stage_a.mixed train.stage_b.mixed".split()
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -289,7 +291,15 @@ def _leaves(value: object, key: str) -> Iterator[tuple[str, Any]]:
 def problems(config: Config) -> list[str]:
     """Every problem of a well-typed configuration that shows without files, models or ranks."""
     flat = flatten(config)
-    found = [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
+    found = [
+        f"{key}: {value} is no finite number"
+        for key, value in flat.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if found:
+        return found
+    found += [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
+    found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
     found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
     found += [
         f"{key}: {flat[key]} must lie between 0 and 1"
@@ -320,13 +330,13 @@ def problems(config: Config) -> list[str]:
             if number is not None and number < 0:
                 found.append(f"{key}.{name}: {number} must be 0 or more")
     if config.train.batch_size > 0 and config.train.accumulation > 0:
-        left = config.train.batch_size % config.train.accumulation
-        if left:
+        size, parts = config.train.batch_size, config.train.accumulation
+        below, above = size // parts * parts, (size // parts + 1) * parts
+        if size % parts:
+            nearest = f"{below} or {above}" if below else str(above)
             found.append(
-                f"train.batch_size: {config.train.batch_size} is not a multiple of "
-                f"train.accumulation {config.train.accumulation}; use "
-                f"{config.train.batch_size - left or config.train.accumulation} or "
-                f"{config.train.batch_size - left + config.train.accumulation}"
+                f"train.batch_size: {size} is not a multiple of train.accumulation {parts}; "
+                f"use {nearest}"
             )
     if not any(weight > 0 for weight in config.objectives.weights.values()):
         found.append("objectives: every weight is 0, so nothing would be trained")

@@ -37,11 +37,19 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         _override(tree, text, errors)
     config = _build(Config, tree, "", errors)
-    if not errors:
-        errors += problems(config)
+    # What was reported stands at its default here, which must not count as a second problem of
+    # the key or of the section around it.
+    reported = [_key(problem) for problem in errors]
+    for problem in problems(config):
+        if not any(f"{key}.".startswith(f"{_key(problem)}.") for key in reported):
+            errors.append(problem)
     if errors:
         raise ConfigError(errors)
     return config
+
+
+def _key(problem: str) -> str:
+    return problem.partition(":")[0]
 
 
 def from_tree(tree: Mapping[str, Any]) -> Config:
@@ -102,7 +110,7 @@ def _anchor_models(tree: dict[str, Any]) -> None:
     """Model folders in a packaged recipe are relative to the repository, wherever one stands."""
     entries = [tree.get("encoder", {}), *tree.get("decoders", {}).values()]
     for entry in entries:
-        if (REPOSITORY / entry.get("model", "")).is_dir():
+        if entry.get("model") and (REPOSITORY / entry["model"]).is_dir():
             entry["model"] = str(REPOSITORY / entry["model"])
 
 
@@ -130,6 +138,9 @@ def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:
             return
         node = child
     if path == ["decoders"] and value is None:
+        if last not in node:
+            known = ", ".join(node) or "none"
+            errors.append(f"{key}: there is no decoder '{last}' to take out (there are: {known})")
         node.pop(last, None)
     else:
         node[last] = value
@@ -159,7 +170,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _build(kind: Any, value: Any, key: str, errors: list[str]) -> Any:
-    """``value`` as ``kind``; what does not fit is reported and replaced by None."""
+    """``value`` as ``kind``; what does not fit is reported, and its field keeps its default."""
     if is_dataclass(kind):
         return _build_dataclass(typing.cast(type, kind), value, key, errors)
     origin = typing.get_origin(kind)
@@ -196,7 +207,10 @@ def _build_dataclass(kind: type, value: Any, key: str, errors: list[str]) -> Any
         if full == "decoders":
             given[name] = _decoders(value[name], errors)
         else:
-            given[name] = _build(hint, value[name], full, errors)
+            num_errors = len(errors)
+            built = _build(hint, value[name], full, errors)
+            if len(errors) == num_errors or is_dataclass(built):
+                given[name] = built
     return kind(**given)
 
 
@@ -204,10 +218,11 @@ def _decoders(value: Any, errors: list[str]) -> dict[str, DecoderConfig]:
     if not isinstance(value, Mapping):
         errors.append("decoders: should map a name to its settings, e.g. 'a: {model: ...}'")
         return {}
-    return {
+    built = {
         str(name): _build(DecoderConfig, entry, f"decoders.{name}", errors)
         for name, entry in value.items()
     }
+    return {name: decoder for name, decoder in built.items() if decoder is not None}
 
 
 def _scalar(kind: type, value: Any, key: str, errors: list[str]) -> Any:
@@ -221,9 +236,13 @@ def _scalar(kind: type, value: Any, key: str, errors: list[str]) -> Any:
             return float(value)
         except ValueError:
             pass
-    if kind is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is str:
+        # YAML has already read 1.10 as 1.1 and 0123 as 83; what was written is lost.
+        errors.append(f"{key}: '{value}' should be a text; put it in quotes")
+        return None
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
     errors.append(f"{key}: '{value}' should be {names[kind]}")
     return None
 

@@ -80,7 +80,7 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
     wants it, and the last column's logits are kept."""
     prefixes = list(dict.fromkeys(row.prefix for row in rows))
     number = {prefix: index for index, prefix in enumerate(prefixes)}
-    width = max(prefix.length for prefix in prefixes)
+    width = max(1, *(prefix.length for prefix in prefixes))
     prefix_ids = torch.full((len(prefixes), width), pad)
     prefix_soft = torch.full((len(prefixes), width), -1)
     prefix_mask = torch.zeros((len(prefixes), width), dtype=torch.bool)

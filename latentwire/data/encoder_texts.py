@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from latentwire.config import EncoderConfig, WireConfig
+from latentwire.data.tokenizers import load_tokenizer
 
 
 def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
@@ -42,9 +42,7 @@ class EncoderTokenizer:
     """Texts to encoder tokens, cut to the encoder's window; counts what was cut."""
 
     def __init__(self, encoder: EncoderConfig, wire: WireConfig, *, window: int) -> None:
-        self._tokenizer = AutoTokenizer.from_pretrained(
-            encoder.model, revision=encoder.revision, trust_remote_code=encoder.trust_remote_code
-        )
+        self._tokenizer = load_tokenizer(encoder)
         bos = self._tokenizer.bos_token_id
         self.lead = [bos] if self._tokenizer("a")["input_ids"][:1] == [bos] else []
         self.max_tokens = min(encoder.max_tokens or window, window) - len(self.lead)

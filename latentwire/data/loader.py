@@ -111,11 +111,13 @@ def decoder_batch(
     for index in own:
         row = texts.index(batch.text_of[index])
         tokens = prompts.wire(batch.examples[index])
+        num_soft = counts[row] + 2
+        room = max(0, prompts.room(tokens) - num_soft)
         prefix = PrefixRow(
             before=tokens.before,
             soft_row=row,
-            num_soft=counts[row] + 2,
-            slot=prompts.plain_ids(batch.kept[index]),
+            num_soft=num_soft,
+            slot=prompts.plain_ids(batch.kept[index])[:room],
         )
         rows.append(PromptRow(prefix=prefix, after=tokens.after, answer=tokens.answer))
     return DecoderBatch(

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
+from latentwire.data.tokenizers import load_tokenizer
 
 
 @dataclass(kw_only=True)
@@ -136,5 +137,4 @@ def load_decoder(
     )
     if config.quantization == "none":
         model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(config.model, **common)
-    return FrozenDecoder(name, model, tokenizer)
+    return FrozenDecoder(name, model, load_tokenizer(config))

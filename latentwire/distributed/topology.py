@@ -7,6 +7,7 @@ group exists, so a bad layout is a message and never a hang.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from latentwire.config import DecoderConfig
@@ -103,8 +104,10 @@ def _shared_out(shares: Mapping[str, float], total: int) -> dict[str, int]:
     """``total`` ranks by share: at least one each, the leftover in configuration order."""
     if not shares:
         return {}
-    weight = sum(shares.values())
-    sizes = {name: max(1, int(total * share / weight)) for name, share in shares.items()}
+    # Exact in decimals: 0.3 of 0.4 is three quarters, which floats miss by a hair.
+    exact = {name: Fraction(str(share)) for name, share in shares.items()}
+    weight = sum(exact.values())
+    sizes = {name: max(1, int(total * share / weight)) for name, share in exact.items()}
     while sum(sizes.values()) > total:
         # The minimum of one rank took more than a share allows: the largest gives one back.
         largest = max(sizes, key=lambda name: sizes[name])

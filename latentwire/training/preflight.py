@@ -18,6 +18,7 @@ from latentwire.checkpointing.state import changed_keys
 from latentwire.config import Config, ConfigError, DecoderConfig, EncoderConfig
 from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
+from latentwire.data.tokenizers import load_tokenizer
 from latentwire.distributed.topology import Topology, batch_problems, plan
 
 _EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
@@ -136,7 +137,7 @@ def _hub_problem(model: str, revision: str | None) -> str | None:
 
 
 def _loading_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[str]:
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     common: dict[str, Any] = {
         "revision": settings.revision,
@@ -144,7 +145,7 @@ def _loading_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list
     }
     try:
         AutoConfig.from_pretrained(settings.model, **common)
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **common)
+        tokenizer = load_tokenizer(settings)
     except (OSError, ValueError, KeyError) as error:
         return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
     found = []

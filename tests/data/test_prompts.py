@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
+from latentwire.config import DecoderConfig
 from latentwire.data.example import Example
 from latentwire.data.profiles import document
 from latentwire.data.prompts import CHAT_INSTRUCTION, Carries, DecoderPrompts, PromptTokens
+from latentwire.data.tokenizers import load_tokenizer
 
 CARRIES: tuple[Carries, ...] = ("context", "prompt")
 EXAMPLES = [example for i in range(12) for example in document(0, "test", i).examples[:2]] + [
@@ -26,7 +27,7 @@ LONG = max(EXAMPLES, key=lambda example: len(example.context))
 
 @pytest.fixture(scope="module", params=["llama", "qwen"])
 def tokenizer(pair: Path, request: pytest.FixtureRequest) -> Any:
-    return AutoTokenizer.from_pretrained(pair / request.param)
+    return load_tokenizer(DecoderConfig(model=str(pair / request.param)))
 
 
 def joined(tokens: PromptTokens) -> list[int]:

@@ -10,16 +10,17 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
 )
 
 from latentwire import config_file
+from latentwire.config import DecoderConfig
 from latentwire.data import tiny
 from latentwire.data.profiles import Document, document
 from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.tokenizers import load_tokenizer
 
 FAMILIES = ["llama", "qwen"]
 MODEL_CLASSES = {"llama": LlamaForCausalLM, "qwen": Qwen2ForCausalLM}
@@ -35,7 +36,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def loaded(pair: Path, family: str) -> Any:
     """The tokenizer as a user gets it, from the saved folder."""
-    return AutoTokenizer.from_pretrained(pair / family)
+    return load_tokenizer(DecoderConfig(model=str(pair / family)))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_building_twice_gives_the_same_tokenizer(
 
 
 def test_families_cut_text_differently(pair: Path) -> None:
-    first, second = (AutoTokenizer.from_pretrained(pair / name) for name in FAMILIES)
+    first, second = (load_tokenizer(DecoderConfig(model=str(pair / name))) for name in FAMILIES)
     contexts = [document(0, "test", index).context for index in range(300)]
     totals = [
         sum(len(ids) for ids in tokenizer(contexts, add_special_tokens=False)["input_ids"])
@@ -225,19 +226,19 @@ def test_shipped_model_is_small_and_loads_as_its_family(embedded_pair: Path, fam
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is MODEL_CLASSES[family]
     assert model.config.max_position_embeddings >= 512
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(DecoderConfig(model=str(folder)))
     assert model.config.vocab_size == len(tokenizer)
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert model.config.bos_token_id == tokenizer.bos_token_id
 
 
 def test_shipped_tokenizer_loses_nothing(embedded_pair: Path, family: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(embedded_pair / family)
+    tokenizer = load_tokenizer(DecoderConfig(model=str(embedded_pair / family)))
     assert lost(tokenizer) == []
 
 
 def test_shipped_model_reads(embedded_pair: Path, family: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(embedded_pair / family).eval()
-    tokenizer = AutoTokenizer.from_pretrained(embedded_pair / family)
+    tokenizer = load_tokenizer(DecoderConfig(model=str(embedded_pair / family)))
     accuracy = tiny.reading_accuracy(model, tokenizer, seed=0, num_documents=60)
     assert accuracy["em"] >= 0.95, accuracy

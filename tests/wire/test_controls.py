@@ -35,7 +35,7 @@ def test_wrong_texts_depend_on_the_seed_only() -> None:
 
 @pytest.mark.parametrize("texts", [[], ["a"], ["a", "a", "a"]])
 def test_fewer_than_two_texts_have_no_wrong_one(texts: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"eval\.samples.*at least two"):
+    with pytest.raises(ValueError, match="at least two"):
         wrong_texts(texts, seed=0)
 
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -56,7 +56,7 @@ def run_distributed(
         return [_read(Path(folder), rank) for rank in range(world_size)]
 
 
-def _join(processes: list[BaseProcess], *, deadline: float) -> None:
+def _join(processes: Sequence[BaseProcess], *, deadline: float) -> None:
     while any(process.is_alive() for process in processes):
         failed = any(process.exitcode not in (None, 0) for process in processes)
         if time.monotonic() > deadline or failed:

@@ -188,9 +188,9 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     assert status(tmp_path)["state"] == "failed"
     assert main(["--fresh", *overrides]) == 2
     (folder / "metrics.json").unlink()
-    again = python("-m", "latentwire.cli", "eval", *overrides, "eval.samples=6")
+    again = python("-m", "latentwire.cli", "eval", *overrides, "eval.samples=9")
     assert again.returncode == 0, again.stderr
-    assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 6
+    assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 9
 
 
 def test_a_signal_saves_and_the_same_command_goes_on(pair: Path, tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def pretrain(
     steps = spec.steps if steps is None else steps
     torch.manual_seed(seed)
     # Sums over another number of threads come in another order, and would give other weights.
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     tokenizer = build_tokenizer(spec, seed=seed)
     config = AutoConfig.for_model(
@@ -232,6 +233,7 @@ def pretrain(
                 right.item(),
                 time.perf_counter() - start,
             )
+    torch.set_num_threads(threads_before)
     return model.eval(), tokenizer
 
 

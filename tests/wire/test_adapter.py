@@ -26,7 +26,8 @@ def test_begin_latents_end(adapter: Adapter, latents: Tensor) -> None:
     soft = adapter(latents, COUNTS)
     assert soft.shape == (3, 7, HIDDEN)
     alone = adapter(latents[:1], COUNTS[:1])
-    assert torch.equal(alone[0], soft[0]), "a row does not depend on the others"
+    # A row does not depend on the others, but for how a matrix product adds up.
+    torch.testing.assert_close(alone[0], soft[0])
     for row, count in enumerate(COUNTS.tolist()):
         assert torch.equal(soft[row, 0], adapter.begin)
         assert torch.equal(soft[row, count + 1], adapter.end)

@@ -205,7 +205,7 @@ class TrainConfig:
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticsConfig:
     log_interval: int = 10
-    """Steps between rows of ``diagnostics.jsonl``."""
+    """Steps between rows of ``diagnostics.jsonl``; a stage's last step always has one."""
     grad_diag_interval: int = 50
     """Steps between rows with per-objective gradient norms; 0 never."""
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from latentwire import config_file
 from latentwire.config import Config
@@ -33,17 +32,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spec = dataclasses.replace(spec, architecture=spec.architecture | small)
         tokenizer = tiny.build_tokenizer(spec, seed=0)
         torch.manual_seed(0)
-        config = AutoConfig.for_model(
-            spec.model_type,
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            # Large enough that a different input shows in the logits.
-            initializer_range=0.2,
-            **spec.architecture,
-        )
-        tiny.save(AutoModelForCausalLM.from_config(config), tokenizer, root / name)
+        # Large enough that a different input shows in the logits.
+        model = tiny.build_model(spec, tokenizer, initializer_range=0.2)
+        tiny.save(model, tokenizer, root / name)
     return root
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentwire.config import EncoderConfig, WireConfig
-from latentwire.data.tokenizers import load_tokenizer
+from latentwire.data.tokenizers import literal_ids, load_tokenizer
 
 
 def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
@@ -56,8 +56,7 @@ class EncoderTokenizer:
         if text not in self._cache:
             if len(self._cache) > 100_000:
                 self._cache.clear()
-            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-            self._cache[text] = ids
+            self._cache[text] = list(literal_ids(self._tokenizer, text))
         ids = self._cache[text]
         if len(ids) > self.max_tokens:
             self.cut_texts.add(hash(text))

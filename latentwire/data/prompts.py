@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latentwire.data.example import Example
+from latentwire.data.tokenizers import frame_ids, literal_ids, special_strings
 
 Carries = Literal["context", "prompt"]
 
@@ -69,11 +70,12 @@ class DecoderPrompts:
         # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
+        self._special = special_strings(tokenizer)
         self.eos = int(tokenizer.eos_token_id)
         self.pad = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
-        self._cache: dict[str, tuple[int, ...]] = {}
+        self._cache: dict[tuple[str, str, str], tuple[int, ...]] = {}
         self.cut_contexts: set[int] = set()
         """Hashes of the contexts that did not fit the window."""
         self.cut_answers: set[int] = set()
@@ -82,12 +84,12 @@ class DecoderPrompts:
     def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
         """The prompt with text in its slot; ``context`` replaces the example's own."""
         context = example.context if context is None else context
-        before, after = self._frame(example)
         slot = self.slot_text(example, context=context)
+        tokens = self.wire(example)
         # White space before the slot belongs to the slot's first token, as it would in one string.
-        stripped = before.rstrip(" ")
-        tokens = self._segments(example, stripped, after)
-        ids = self._ids(before[len(stripped) :] + slot) if slot else ()
+        before, _ = self._around_slot(example)
+        space = before[len(before.rstrip(" ")) :]
+        ids = self.plain_ids(space + slot) if slot else ()
         room = self.room(tokens)
         if len(ids) > room:
             self.cut_contexts.add(hash(context))
@@ -101,8 +103,17 @@ class DecoderPrompts:
 
     def wire(self, example: Example) -> PromptTokens:
         """The prompt with an empty slot, where the wire goes."""
-        before, after = self._frame(example)
-        return self._segments(example, before.rstrip(" "), after)
+        first, second = self._around_slot(example)
+        answer = self.plain_ids(" " + example.answers[0].strip())
+        if len(answer) > self.max_answer_tokens:
+            self.cut_answers.add(hash(example.answers[0]))
+            answer = answer[: self.max_answer_tokens]
+        return PromptTokens(
+            before=self._bos + self._framed(self._header, first.rstrip(" "), ""),
+            slot=(),
+            after=self._framed("", second, self._footer + ANSWER_CUE),
+            answer=(*answer, self.eos),
+        )
 
     def truncated(self, example: Example, num_tokens: int) -> PromptTokens:
         """The text prompt, its context cut so that the slot is at most ``num_tokens`` long.
@@ -118,7 +129,7 @@ class DecoderPrompts:
                 after=full.after,
                 answer=full.answer,
             )
-        ids = self._ids(example.context)
+        ids = self.plain_ids(example.context)
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
@@ -144,12 +155,12 @@ class DecoderPrompts:
         return max(0, self.window - used)
 
     def plain_ids(self, text: str) -> tuple[int, ...]:
-        """Tokens of a bare piece of text, without special ones."""
-        return self._ids(text)
+        """Tokens of a bare piece of a user's text, without special ones."""
+        return self._framed("", text, "")
 
     def num_context_tokens(self, example: Example) -> int:
         """Length of the whole context in this decoder's tokens, uncut."""
-        return len(self._ids(" " + example.context))
+        return len(self.plain_ids(" " + example.context))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids up to EOS, as text."""
@@ -159,31 +170,31 @@ class DecoderPrompts:
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
         return text.strip()
 
-    def _frame(self, example: Example) -> tuple[str, str]:
+    def _around_slot(self, example: Example) -> tuple[str, str]:
+        """The user's text before and after the slot."""
         if self.carries == "prompt":
-            return self._header, self._footer + ANSWER_CUE
+            return "", ""
         first, second = (half.replace("{question}", example.question) for half in self._halves)
-        return self._header + first, second + self._footer + ANSWER_CUE
+        return first, second
 
-    def _segments(self, example: Example, before: str, after: str) -> PromptTokens:
-        answer = self._ids(" " + example.answers[0].strip())
-        if len(answer) > self.max_answer_tokens:
-            self.cut_answers.add(hash(example.answers[0]))
-            answer = answer[: self.max_answer_tokens]
-        return PromptTokens(
-            before=self._bos + self._ids(before),
-            slot=(),
-            after=self._ids(after),
-            answer=(*answer, self.eos),
-        )
-
-    def _ids(self, text: str) -> tuple[int, ...]:
-        if text not in self._cache:
+    def _framed(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
+        """Tokens of a user's text between pieces of the frame, where special tokens may stand."""
+        key = (opening, user, closing)
+        if key not in self._cache:
             if len(self._cache) > 100_000:
                 self._cache.clear()
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else ()
-            self._cache[text] = tuple(ids)
-        return self._cache[text]
+            self._cache[key] = self._tokenize(*key)
+        return self._cache[key]
+
+    def _tokenize(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
+        whole = opening + user + closing
+        if any(special in user for special in self._special):
+            return (
+                *frame_ids(self.tokenizer, opening),
+                *literal_ids(self.tokenizer, user),
+                *frame_ids(self.tokenizer, closing),
+            )
+        return frame_ids(self.tokenizer, whole)
 
 
 def _chat_frame(tokenizer: Any) -> tuple[str, str]:

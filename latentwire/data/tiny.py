@@ -20,7 +20,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from latentwire.data.profiles import Document, document
+from latentwire.data.profiles import Document, Split, document
 from latentwire.data.prompts import DecoderPrompts
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,24 @@ def build_tokenizer(spec: TinySpec, *, seed: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=spec.architecture["max_position_embeddings"],
     )
+
+
+def build_model(spec: TinySpec, tokenizer: PreTrainedTokenizerFast, **more: Any) -> Any:
+    """The model with fresh weights, from torch's random state.
+
+    Args:
+        more: further entries of the model's configuration.
+    """
+    config = AutoConfig.for_model(
+        spec.model_type,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **spec.architecture,
+        **more,
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def _plain_texts(documents: Any) -> Any:
@@ -178,15 +196,7 @@ def pretrain(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     tokenizer = build_tokenizer(spec, seed=seed)
-    config = AutoConfig.for_model(
-        spec.model_type,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **spec.architecture,
-    )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    model = build_model(spec, tokenizer)
     prompts = DecoderPrompts(tokenizer)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
@@ -246,9 +256,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 @torch.no_grad()
 def reading_accuracy(
-    model: Any, tokenizer: Any, *, seed: int, num_documents: int = 200
+    model: Any, tokenizer: Any, *, seed: int, split: Split = "test", num_documents: int = 200
 ) -> dict[str, float]:
-    """Exact match from text on held-out test documents: overall and by kind of question.
+    """Exact match from text on held-out documents: overall and by kind of question.
 
     An answer counts when every token and the EOS after it is the model's own greedy choice.
     """
@@ -256,7 +266,7 @@ def reading_accuracy(
     right: dict[str, list[bool]] = {}
     for start in range(0, num_documents, 20):
         stop = min(start + 20, num_documents)
-        docs = [document(seed, "test", index) for index in range(start, stop)]
+        docs = [document(seed, split, index) for index in range(start, stop)]
         ids, positions, mask, labels, is_answer = _batch(prompts, docs)
         logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
         hit = logits.argmax(-1) == labels

@@ -24,3 +24,24 @@ def load_tokenizer(settings: EncoderConfig | DecoderConfig) -> Any:
     declared = get_tokenizer_config(settings.model, **common).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if declared in _GENERIC else AutoTokenizer
     return kind.from_pretrained(settings.model, **common)
+
+
+def special_strings(tokenizer: Any) -> tuple[str, ...]:
+    """How the tokenizer's special tokens are written."""
+    added = tokenizer.added_tokens_decoder.values()
+    return tuple(token.content for token in added if token.special)
+
+
+def frame_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Tokens of text of ours, in which a special token may be written; none is added."""
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+
+def literal_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Tokens of a user's text, none added: a special token written in it is so many letters.
+
+    As one token it would end an answer or open a chat turn.
+    """
+    if not text:
+        return ()
+    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

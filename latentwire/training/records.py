@@ -36,7 +36,9 @@ class StepRecord:
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
         self._with_norms = bool(interval) and plan.step % interval == 0
-        self.is_logged = self._with_norms or plan.step % diagnostics.log_interval == 0
+        # A stage's last step always has a row: it is where the stage ended.
+        at_interval = plan.step % diagnostics.log_interval == 0
+        self.is_logged = self._with_norms or at_interval or plan.is_last
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._squares: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._num_tokens = dict.fromkeys(job.decoders, 0)

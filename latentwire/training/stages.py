@@ -22,6 +22,8 @@ class StepPlan:
     mixed: MixedSplit | None
     rates: dict[str, float]
     """Learning rate by parameter group."""
+    is_last: bool
+    """Whether the stage ends with this step."""
 
     @property
     def mode(self) -> str:
@@ -59,6 +61,7 @@ class Stage:
             examples=tuple(self._source.examples(document)[q] for document, q in pairs),
             mixed=self._mixed(step),
             rates=self._rates(step),
+            is_last=step == self.num_steps,
         )
 
     def _length(self) -> int:

@@ -276,3 +276,19 @@ def test_chat_template_that_drops_the_content_is_refused(tokenizer: Any) -> None
     broken.chat_template = "{% for m in messages %}<user></s>{% endfor %}"
     with pytest.raises(ValueError, match="chat template"):
         DecoderPrompts(broken, chat=True)
+
+
+@pytest.mark.parametrize("carries", CARRIES)
+@pytest.mark.parametrize("chat", [False, True])
+def test_special_tokens_in_the_users_text_are_letters(
+    tokenizer: Any, carries: Carries, chat: bool
+) -> None:
+    eos = tokenizer.eos_token
+    tricky = Example(
+        context=f"Ada lives{eos} in Tarn.", question=f"Where{eos}?", answers=(f"Ta{eos}rn",)
+    )
+    prompts = DecoderPrompts(chatty(tokenizer), carries=carries, chat=chat)
+    tokens = joined(prompts.text(tricky))
+    assert tokens.count(tokenizer.eos_token_id) == 1, "only the one that closes the answer"
+    for text in (tricky.context, tricky.question, tricky.answers[0]):
+        assert text in tokenizer.decode(tokens)

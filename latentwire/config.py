@@ -136,12 +136,21 @@ class ObjectivesConfig:
     """How many answer tokens ``kce`` covers."""
     kd: float = 1.0
     """Weight of KL(text teacher || latent student) over the answer positions."""
+    span: float = 1.0
+    """Weight of the distance between each soft-prompt vector and the mean of the decoder's own
+    embeddings of the text it stands for; needs a tokenizer that knows its offsets."""
     kd_temperature: float = 1.0
     """Temperature of both distributions in ``kd``; the loss is scaled by its square."""
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"tf": self.tf, "first": self.first, "kce": self.kce, "kd": self.kd}
+        return {
+            "tf": self.tf,
+            "first": self.first,
+            "kce": self.kce,
+            "kd": self.kd,
+            "span": self.span,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +270,7 @@ _POSITIVE = (
 ).split()
 _NOT_NEGATIVE = (
     "run.seed checkpoint.interval data.samples wire.num_latents encoder.max_tokens "
-    "encoder.lora.rank objectives.tf objectives.first objectives.kce objectives.kd "
+    "encoder.lora.rank objectives.tf objectives.first objectives.kce objectives.kd objectives.span "
     "optim.weight_decay optim.max_grad_norm diagnostics.grad_diag_interval eval.samples "
     "train.stage_a.warmup_steps train.stage_b.warmup_steps train.stage_a.encoder_start "
     "train.stage_b.encoder_start"

@@ -42,3 +42,44 @@ def test_arguments_reach_the_trainer(environment_is_set_up: None, tmp_path: Path
     assert metrics["decoders"].keys() == {"llama", "qwen"}
     for name, decoder in metrics["decoders"].items():
         assert decoder["compression_tokens"] >= 4, name
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole quickstart, run once."""
+    if not (REPOSITORY / ".venv" / ".setup-done").exists():
+        pytest.skip("needs the environment that launch/setup.sh makes")
+    folder = tmp_path_factory.mktemp("quickstart")
+    quickstart(folder, timeout=1800)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2000)
+@pytest.mark.parametrize("decoder", ["llama", "qwen"])
+def test_both_decoders_read_the_wire_nearly_as_well_as_the_text(
+    finished: Path, decoder: str
+) -> None:
+    metrics = json.loads((finished / "runs" / "quickstart" / "metrics.json").read_text())
+    result = metrics["decoders"][decoder]
+    em = {arm: values["em"] for arm, values in result["arms"].items()}
+    assert em["text"] >= 0.95
+    assert em["latent"] >= 0.95 * em["text"]
+    assert result["compression_tokens"] >= 4
+    assert em["wrong_wire"] <= max(0.15, em["no_context"] + 0.05)
+    # As many text tokens as the wire has positions do not do what the wire does.
+    assert em["truncated_text"] < em["latent"] - 0.3
+    assert em["zero_wire"] < em["latent"] - 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_second_call_shows_the_table_and_trains_nothing(finished: Path) -> None:
+    run = finished / "runs" / "quickstart"
+    before = (run / "diagnostics.jsonl").read_bytes()
+    quickstart(finished, timeout=240)
+    assert (run / "diagnostics.jsonl").read_bytes() == before
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["code"]) == ("finished", 0)
+    for name in ("config.yaml", "pipeline.log", "predictions.jsonl", "ckpt"):
+        assert (run / name).exists(), name

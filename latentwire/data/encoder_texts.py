@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentwire.config import EncoderConfig, WireConfig
-from latentwire.data.tokenizers import literal_ids, load_tokenizer
+from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer
 
 
 def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
@@ -66,6 +66,18 @@ class EncoderTokenizer:
         return num_latents(
             len(self.ids(text)), ratio=self._wire.ratio, fixed=self._wire.num_latents
         )
+
+    def latent_ends(self, text: str) -> list[int]:
+        """For each latent of ``text``, where its span ends: characters from the text's start."""
+        ends = literal_ends(self._tokenizer, text)[: self.max_tokens]
+        count = self.num_latents(text)
+        found = [0] * count
+        for place, end in enumerate(ends):
+            # The same rule as wire.pooling.mean_pool.
+            fixed = self._wire.num_latents
+            latent = place * count // len(ends) if fixed else place // self._wire.ratio
+            found[latent] = max(found[latent], end)
+        return found
 
     def batch(self, texts: list[str], *, rows: int, max_latents: int) -> EncoderTexts:
         """Pads ``texts`` to ``rows`` rows; rows without a text hold one token and no latent.

@@ -152,4 +152,5 @@ def supervised_counts(
         "first": len(lengths),
         "kce": sum(min(length, k) for length in lengths),
         "kd": num_tokens,
+        "span": len(lengths),
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latentwire.data.example import Example
-from latentwire.data.tokenizers import frame_ids, literal_ids, special_strings
+from latentwire.data.tokenizers import frame_ids, literal_ends, literal_ids, special_strings
 
 Carries = Literal["context", "prompt"]
 
@@ -67,6 +67,10 @@ class DecoderPrompts:
         self._header, self._footer = _chat_frame(tokenizer) if chat else ("", "")
         if chat:
             self._halves[0] = CHAT_INSTRUCTION + self._halves[0]
+        # White space before the slot belongs to the slot's first token, as it would in one string.
+        first = self._halves[0] if carries == "context" else ""
+        self._before_slot = first.rstrip(" ")
+        self._slot_space = first[len(self._before_slot) :]
         # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
@@ -86,10 +90,7 @@ class DecoderPrompts:
         context = example.context if context is None else context
         slot = self.slot_text(example, context=context)
         tokens = self.wire(example)
-        # White space before the slot belongs to the slot's first token, as it would in one string.
-        before, _ = self._around_slot(example)
-        space = before[len(before.rstrip(" ")) :]
-        ids = self.plain_ids(space + slot) if slot else ()
+        ids = self.plain_ids(self._slot_space + slot) if slot else ()
         room = self.room(tokens)
         if len(ids) > room:
             self.cut_contexts.add(hash(context))
@@ -109,7 +110,7 @@ class DecoderPrompts:
             self.cut_answers.add(hash(example.answers[0]))
             answer = answer[: self.max_answer_tokens]
         return PromptTokens(
-            before=self._bos + self._framed(self._header, first.rstrip(" "), ""),
+            before=self._bos + self._framed(self._header, first, ""),
             slot=(),
             after=self._framed("", second, self._footer + ANSWER_CUE),
             answer=(*answer, self.eos),
@@ -158,6 +159,15 @@ class DecoderPrompts:
         """Tokens of a bare piece of a user's text, without special ones."""
         return self._framed("", text, "")
 
+    def slot_ends(self, text: str) -> list[tuple[int, int]]:
+        """Tokens of ``text`` as it stands in the slot, each with the character after its last."""
+        space = self._slot_space
+        ends = literal_ends(self.tokenizer, space + text)
+        return [
+            (token, max(0, end - len(space)))
+            for token, end in zip(self.plain_ids(space + text), ends, strict=True)
+        ]
+
     def num_context_tokens(self, example: Example) -> int:
         """Length of the whole context in this decoder's tokens, uncut."""
         return len(self.plain_ids(" " + example.context))
@@ -174,7 +184,8 @@ class DecoderPrompts:
         """The user's text before and after the slot."""
         if self.carries == "prompt":
             return "", ""
-        first, second = (half.replace("{question}", example.question) for half in self._halves)
+        halves = (self._before_slot, self._halves[1])
+        first, second = (half.replace("{question}", example.question) for half in halves)
         return first, second
 
     def _framed(self, opening: str, user: str, closing: str) -> tuple[int, ...]:

@@ -45,3 +45,13 @@ def literal_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     if not text:
         return ()
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def literal_ends(tokenizer: Any, text: str) -> list[int]:
+    """For each of ``literal_ids``, the character after its last one."""
+    if not text:
+        return []
+    encoded = tokenizer(
+        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+    )
+    return [end for _, end in encoded["offset_mapping"]]

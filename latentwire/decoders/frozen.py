@@ -58,6 +58,11 @@ class FrozenDecoder:
         """Root mean square of the input embeddings."""
         return float(self._embed.weight.detach().float().pow(2).mean().sqrt())
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings: [...] -> [..., hidden]"""
+        embeddings: Tensor = self._embed(ids)
+        return embeddings
+
     def read(self, batch: PromptBatch, soft: Tensor | None) -> Context:
         """Reads every prefix once and hands each example its own.
 

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from latentwire.config import ObjectivesConfig
 from latentwire.data.loader import DecoderBatch, GlobalBatch
+from latentwire.data.spans import decoder_spans
 from latentwire.decoders.teacher import teacher_logits
 from latentwire.distributed.assembly import Job
-from latentwire.objectives import distillation, tokens
+from latentwire.objectives import alignment, distillation, tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,13 @@ def measure(
         "first": tokens.first(losses, prompt.target_place),
         "kce": tokens.kce(losses, prompt.target_place, k=config.k),
     }
+    if config.span > 0:
+        spans = decoder_spans([batch.texts[text] for text in own.texts], job.tokenizer, prompts)
+        spans = spans.to(job.device)
+        distances = alignment.span(soft[:, 1:-1], decoder.embed(spans.ids), spans.row, spans.latent)
+        # Each example counts its own text, so that the sum does not depend on who reads what.
+        readers = torch.tensor([own.texts.index(batch.text_of[i]) for i in own.examples])
+        sums["span"] = distances[readers.to(job.device)].sum()
     if config.kd > 0:
         teacher = teacher_logits(decoder, prompts, [batch.examples[i] for i in own.examples])
         sums["kd"] = distillation.kd(logits, teacher, temperature=config.kd_temperature)

@@ -65,9 +65,10 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    problems += model_problems("encoder", config.encoder)
+    offsets = config.objectives.span > 0
+    problems += model_problems("encoder", config.encoder, offsets=offsets)
     for name, decoder in config.decoders.items():
-        problems += model_problems(f"decoders.{name}", decoder)
+        problems += model_problems(f"decoders.{name}", decoder, offsets=offsets)
     data = config.data
     problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
     run_folder = Path(config.run.root) / config.run.tag
@@ -110,8 +111,14 @@ def _extra_problems(config: Config) -> list[str]:
     return found
 
 
-def model_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[str]:
-    """What is wrong with a model's folder or hub id, its tokenizer included."""
+def model_problems(
+    key: str, settings: EncoderConfig | DecoderConfig, *, offsets: bool = False
+) -> list[str]:
+    """What is wrong with a model's folder or hub id, its tokenizer included.
+
+    Args:
+        offsets: the tokenizer must know which characters a token covers.
+    """
     model = settings.model
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -123,7 +130,7 @@ def model_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[st
         return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
     elif problem := _hub_problem(model, settings.revision):
         return [f"{key}.model: {problem}"]
-    return _loading_problems(key, settings)
+    return _loading_problems(key, settings, offsets)
 
 
 def _hub_problem(model: str, revision: str | None) -> str | None:
@@ -136,7 +143,9 @@ def _hub_problem(model: str, revision: str | None) -> str | None:
     return None if isinstance(cached, str) else hub_problem(f"model '{model}'")
 
 
-def _loading_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[str]:
+def _loading_problems(
+    key: str, settings: EncoderConfig | DecoderConfig, offsets: bool
+) -> list[str]:
     from transformers import AutoConfig
 
     common: dict[str, Any] = {
@@ -149,6 +158,11 @@ def _loading_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list
     except (OSError, ValueError, KeyError) as error:
         return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
     found = []
+    if offsets and not tokenizer.is_fast:
+        found.append(
+            f"{key}.model: its tokenizer has no offsets, which objectives.span needs; "
+            "set objectives.span=0"
+        )
     if isinstance(settings, DecoderConfig):
         if tokenizer.eos_token_id is None:
             found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")

@@ -12,7 +12,7 @@ from latentwire.distributed.assembly import Job
 from latentwire.training.objectives import Measured
 from latentwire.training.stages import StepPlan
 
-_REDUCED = ("tf", "first", "kce", "kd", "first_acc")
+_REDUCED = ("tf", "first", "kce", "kd", "span", "first_acc")
 KEEP_PROB = 1.0
 """Share of latents that are kept: all of them, as long as there is no latent dropout."""
 

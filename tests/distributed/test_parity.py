@@ -13,12 +13,13 @@ from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.sources import open_source
+from latentwire.data.spans import decoder_spans
 from latentwire.decoders.frozen import load_decoder
 from latentwire.decoders.teacher import teacher_logits
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.topology import plan
-from latentwire.objectives import distillation, tokens
+from latentwire.objectives import alignment, distillation, tokens
 from latentwire.testing import run_distributed
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import Stage
@@ -97,6 +98,9 @@ def reference_gradients(overrides: list[str]) -> dict[str, torch.Tensor]:
         total = total + weights.tf * losses.mean()
         total = total + weights.first * losses[prompt.target_place == 0].mean()
         total = total + weights.kd * kd / len(losses)
+        spans = decoder_spans(batch.texts, tokenizer, prompts)
+        distances = alignment.span(soft[:, 1:-1], decoder.embed(spans.ids), spans.row, spans.latent)
+        total = total + weights.span * distances[list(batch.text_of)].mean()
     total.backward()  # type: ignore[no-untyped-call]
     units = {"encoder": wire.shared} | {f"adapter_{n}": wire.units[n] for n in decoders}
     found = {}

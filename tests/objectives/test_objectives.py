@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentwire.objectives import schedules
+from latentwire.objectives import alignment, schedules
 from latentwire.objectives.distillation import kd
 from latentwire.objectives.tokens import first, kce, num_first_right, tf, token_losses
 
@@ -168,3 +168,22 @@ def test_mixed_share_falls_linearly() -> None:
     assert shares == pytest.approx([0.5 * (1 - i / 10) for i in range(11)])
     assert shares[10] == schedules.mixed_share(50, steps=10, start=0.5) == 0
     assert schedules.mixed_share(1, steps=10, start=0.0) == 0
+
+
+def test_span_is_one_minus_the_cosine_with_the_mean_embedding() -> None:
+    vectors = torch.tensor([[[2.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [5.0, 5.0]]])
+    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.5, 0.0], [0.0, 0.5]])
+    row = torch.tensor([0, 0, 0, 1, 1])
+    latent = torch.tensor([0, 1, 1, 0, 0])
+    # Row 0: latent 0 agrees, latent 1's tokens cancel out; row 1: only latent 0 stands for any.
+    found = alignment.span(vectors, embeddings, row, latent)
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.0]))
+
+
+def test_span_draws_a_vector_towards_its_tokens_only() -> None:
+    vectors = torch.randn(1, 3, 4, requires_grad=True)
+    found = alignment.span(vectors, torch.randn(2, 4), torch.zeros(2).long(), torch.tensor([1, 1]))
+    found.sum().backward()
+    assert vectors.grad is not None
+    assert vectors.grad[0, 1].norm() > 0
+    assert vectors.grad[0, [0, 2]].norm() == 0

@@ -191,6 +191,10 @@ class StageConfig:
     """Steps of linear warm-up of the learning rates."""
     encoder_start: int = 0
     """The encoder stays frozen for this many steps while the adapters warm up."""
+    span_start: float = 1.0
+    """Factor of ``objectives.span`` at the stage's start; it changes geometrically."""
+    span_end: float = 1.0
+    """The same at the stage's end."""
     mixed: float = 0.0
     """Share of steps, at the stage's start, in which part of each context stays text (``mode:
     mixed``); it falls linearly to 0 at the stage's end."""
@@ -266,7 +270,9 @@ _POSITIVE = (
     "data.questions_per_context data.max_answer_tokens wire.ratio wire.d_z adapter.hidden_mult "
     "objectives.k objectives.kd_temperature optim.encoder_lr optim.adapter_lr train.batch_size "
     "train.accumulation diagnostics.log_interval eval.batch_size eval.max_new_tokens "
-    "distributed.timeout train.stage_a.lr_scale train.stage_b.lr_scale encoder.lora.alpha"
+    "distributed.timeout train.stage_a.lr_scale train.stage_b.lr_scale encoder.lora.alpha "
+    "train.stage_a.span_start train.stage_a.span_end train.stage_b.span_start "
+    "train.stage_b.span_end"
 ).split()
 _NOT_NEGATIVE = (
     "run.seed checkpoint.interval data.samples wire.num_latents encoder.max_tokens "

@@ -22,3 +22,9 @@ def encoder_learning_rate(step: int, *, steps: int, warmup: int, floor: float, s
 def mixed_share(step: int, *, steps: int, start: float) -> float:
     """Probability that a step is mixed: falls linearly from ``start`` to 0 over the stage."""
     return start * max(0.0, 1 - (step - 1) / max(1, steps))
+
+
+def geometric(step: int, *, steps: int, start: float, end: float) -> float:
+    """From ``start`` at the first step to ``end`` at the last, by equal factors."""
+    progress = (step - 1) / max(1, steps - 1)
+    return float(start * (end / start) ** progress)

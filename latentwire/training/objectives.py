@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latentwire.config import ObjectivesConfig
 from latentwire.data.loader import DecoderBatch, GlobalBatch
 from latentwire.data.spans import decoder_spans
 from latentwire.decoders.teacher import teacher_logits
@@ -68,9 +67,8 @@ def measure(
 
 
 def weighted(
-    normalised: Mapping[str, Tensor], objectives: ObjectivesConfig, *, decoder_weight: float
+    normalised: Mapping[str, Tensor], weights: Mapping[str, float], *, decoder_weight: float
 ) -> Tensor:
     """One decoder's loss: its normalised objectives by weight."""
-    weights = objectives.weights
     parts = [weights[name] * value for name, value in normalised.items() if weights[name] > 0]
     return decoder_weight * torch.stack(parts).sum()

@@ -93,6 +93,7 @@ class StepRecord:
             row[f"grad_{key}"] = float(square.sqrt())
         return row | {
             "grad_norm": float(self._norm),
+            "weight_span": self._plan.weights["span"],
             "lr_encoder": self._plan.rates["encoder"],
             "lr_adapter": self._plan.rates["adapter"],
             "num_examples": len(self._plan.examples),

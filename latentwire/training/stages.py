@@ -22,6 +22,8 @@ class StepPlan:
     mixed: MixedSplit | None
     rates: dict[str, float]
     """Learning rate by parameter group."""
+    weights: dict[str, float]
+    """Weight of each objective."""
     is_last: bool
     """Whether the stage ends with this step."""
 
@@ -61,6 +63,7 @@ class Stage:
             examples=tuple(self._source.examples(document)[q] for document, q in pairs),
             mixed=self._mixed(step),
             rates=self._rates(step),
+            weights=self._weights(step),
             is_last=step == self.num_steps,
         )
 
@@ -75,6 +78,13 @@ class Stage:
         share = schedules.mixed_share(step, steps=self.num_steps, start=self._settings.mixed)
         seed = f"{self._config.run.seed}/{self.name}/{step}"
         return MixedSplit(seed=seed) if random.Random(f"{seed}/mode").random() < share else None
+
+    def _weights(self, step: int) -> dict[str, float]:
+        settings, weights = self._settings, self._config.objectives.weights
+        factor = schedules.geometric(
+            step, steps=self.num_steps, start=settings.span_start, end=settings.span_end
+        )
+        return weights | {"span": factor * weights["span"]}
 
     def _rates(self, step: int) -> dict[str, float]:
         settings, optim = self._settings, self._config.optim

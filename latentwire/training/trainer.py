@@ -95,9 +95,7 @@ class Trainer:
             )
             measured = measure(job, name, batch, own, latents)
             normalised = record.add(name, measured)
-            loss = weighted(
-                normalised, config.objectives, decoder_weight=config.decoders[name].weight
-            )
+            loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.
             losses.append(group.size * loss)
         total = losses[0]

@@ -102,6 +102,9 @@ class WireConfig:
 class AdapterConfig:
     hidden_mult: float = 2.0
     """Width of the adapter's hidden layer, as a multiple of the decoder's hidden size."""
+    init_scale: float = 1.0
+    """First size of a soft-prompt vector over the RMS of the decoder's input embeddings; trained
+    from there. States after a layer are many times larger than embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,9 @@ class ObjectivesConfig:
     """Weight of KL(text teacher || latent student) over the answer positions."""
     span: float = 1.0
     """Weight of the distance between each soft-prompt vector and the mean of the decoder's own
-    embeddings of the text it stands for; needs a tokenizer that knows its offsets."""
+    states of the text it stands for; needs tokenizers that know their offsets."""
+    span_layer: int = 0
+    """Which states: 0 for the input embeddings, n for those after the decoder's n-th layer."""
     kd_temperature: float = 1.0
     """Temperature of both distributions in ``kd``; the loss is scaled by its square."""
 
@@ -268,16 +273,18 @@ class Config:
 
 _POSITIVE = (
     "data.questions_per_context data.max_answer_tokens wire.ratio wire.d_z adapter.hidden_mult "
-    "objectives.k objectives.kd_temperature optim.encoder_lr optim.adapter_lr train.batch_size "
-    "train.accumulation diagnostics.log_interval eval.batch_size eval.max_new_tokens "
-    "distributed.timeout train.stage_a.lr_scale train.stage_b.lr_scale encoder.lora.alpha "
+    "adapter.init_scale objectives.k objectives.kd_temperature optim.encoder_lr "
+    "optim.adapter_lr train.batch_size train.accumulation diagnostics.log_interval "
+    "eval.batch_size eval.max_new_tokens distributed.timeout encoder.lora.alpha "
+    "train.stage_a.lr_scale train.stage_b.lr_scale "
     "train.stage_a.span_start train.stage_a.span_end train.stage_b.span_start "
     "train.stage_b.span_end"
 ).split()
 _NOT_NEGATIVE = (
     "run.seed checkpoint.interval data.samples wire.num_latents encoder.max_tokens "
     "encoder.lora.rank objectives.tf objectives.first objectives.kce objectives.kd objectives.span "
-    "optim.weight_decay optim.max_grad_norm diagnostics.grad_diag_interval eval.samples "
+    "objectives.span_layer optim.weight_decay optim.max_grad_norm "
+    "diagnostics.grad_diag_interval eval.samples "
     "train.stage_a.warmup_steps train.stage_b.warmup_steps train.stage_a.encoder_start "
     "train.stage_b.encoder_start"
 ).split()

@@ -73,7 +73,7 @@ class DecoderPrompts:
         self._slot_space = first[len(self._before_slot) :]
         # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._bos = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
+        self.lead: tuple[int, ...] = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
         self._special = special_strings(tokenizer)
         self.eos = int(tokenizer.eos_token_id)
         self.pad = int(
@@ -110,7 +110,7 @@ class DecoderPrompts:
             self.cut_answers.add(hash(example.answers[0]))
             answer = answer[: self.max_answer_tokens]
         return PromptTokens(
-            before=self._bos + self._framed(self._header, first, ""),
+            before=self.lead + self._framed(self._header, first, ""),
             slot=(),
             after=self._framed("", second, self._footer + ANSWER_CUE),
             answer=(*answer, self.eos),

@@ -13,43 +13,56 @@ from torch import Tensor
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.prompts import DecoderPrompts
 
+NO_LATENT = -1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Spans:
-    """A decoder's tokens of some texts, each with its latent; texts and tokens are flattened."""
+    """Some texts in a decoder's tokens, padded on the right, each token with its latent."""
 
     ids: Tensor
-    """[tokens] in the decoder's vocabulary."""
-    row: Tensor
-    """[tokens]: the text."""
+    """[texts, length], opened by BOS where the decoder's prompts are."""
+    mask: Tensor
+    """[texts, length]: True at real tokens."""
     latent: Tensor
-    """[tokens]: the latent of that text, from 0."""
+    """[texts, length]: the latent a token belongs to; ``NO_LATENT`` for BOS, padding, and text
+    that the encoder's window cut off."""
 
     def to(self, device: torch.device) -> "Spans":
         return replace(
-            self, ids=self.ids.to(device), row=self.row.to(device), latent=self.latent.to(device)
+            self,
+            ids=self.ids.to(device),
+            mask=self.mask.to(device),
+            latent=self.latent.to(device),
         )
 
 
 def decoder_spans(
     texts: Sequence[str], tokenizer: EncoderTokenizer, prompts: DecoderPrompts
 ) -> Spans:
-    """The tokens of ``texts`` for one decoder; what the encoder's window cut is left out.
+    """``texts`` for one decoder, cut to its window.
 
     A token belongs to the latent whose span holds its last character.
     """
-    ids: list[int] = []
-    row: list[int] = []
-    latent: list[int] = []
-    for index, text in enumerate(texts):
-        ends = tokenizer.latent_ends(text)
-        place = 0
-        for token, end in prompts.slot_ends(text):
-            while place < len(ends) and ends[place] < end:
-                place += 1
-            if place == len(ends):
-                break
-            ids.append(token)
-            row.append(index)
-            latent.append(place)
-    return Spans(ids=torch.tensor(ids), row=torch.tensor(row), latent=torch.tensor(latent))
+    rows = [_row(text, tokenizer, prompts) for text in texts]
+    length = max(1, *(len(row) for row in rows))
+    ids = torch.full((len(rows), length), prompts.pad)
+    latent = torch.full((len(rows), length), NO_LATENT)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        if row:
+            ids[index, : len(row)], latent[index, : len(row)] = torch.tensor(row).T
+            mask[index, : len(row)] = True
+    return Spans(ids=ids, mask=mask, latent=latent)
+
+
+def _row(text: str, tokenizer: EncoderTokenizer, prompts: DecoderPrompts) -> list[tuple[int, int]]:
+    """(token, latent) of one text."""
+    ends = tokenizer.latent_ends(text)
+    row = [(token, NO_LATENT) for token in prompts.lead]
+    place = 0
+    for token, end in prompts.slot_ends(text):
+        while place < len(ends) and ends[place] < end:
+            place += 1
+        row.append((token, place if place < len(ends) else NO_LATENT))
+    return row[: prompts.window]

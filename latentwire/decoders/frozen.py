@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.wire.encoder import transformer_layers
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,10 @@ class Context:
     cache: Any
     mask: Tensor
     """[rows, positions]: True at positions that may be attended to."""
+
+
+class _Reached(Exception):  # noqa: N818
+    """The layer whose states are wanted has run; those above it need not."""
 
 
 class FrozenDecoder:
@@ -58,10 +63,31 @@ class FrozenDecoder:
         """Root mean square of the input embeddings."""
         return float(self._embed.weight.detach().float().pow(2).mean().sqrt())
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings: [...] -> [..., hidden]"""
-        embeddings: Tensor = self._embed(ids)
-        return embeddings
+    @torch.no_grad()
+    def states(self, ids: Tensor, mask: Tensor, *, layer: int) -> Tensor:
+        """The decoder's own states of plain tokens: [rows, length] -> [rows, length, hidden].
+
+        Args:
+            mask: [rows, length], True at real tokens, which stand on the left.
+            layer: 0 for the input embeddings, n for the states after the n-th layer.
+        """
+        embeds: Tensor = self._embed(ids)
+        if layer == 0:
+            return embeds
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+            raise _Reached
+
+        handle = transformer_layers(self.model)[layer - 1].register_forward_hook(keep)
+        try:
+            self.model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        return found[0]
 
     def read(self, batch: PromptBatch, soft: Tensor | None) -> Context:
         """Reads every prefix once and hands each example its own.

@@ -1,8 +1,8 @@
-"""Alignment of the wire with what it stands for, in the decoder's own input space.
+"""Alignment of the wire with what it stands for, among the decoder's own states.
 
 Answers alone give a fresh wire almost no direction: the decoder does not attend to vectors it
 cannot recognise, so their gradient is mostly noise. Drawing each soft-prompt vector towards the
-embeddings of the very tokens it stands for keeps it among inputs that the decoder knows.
+decoder's own states of the very tokens it stands for keeps it among what the decoder knows.
 """
 
 import torch
@@ -10,25 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def span(vectors: Tensor, embeddings: Tensor, row: Tensor, latent: Tensor) -> Tensor:
-    """One minus the cosine of each vector and the mean embedding of its span's tokens.
+def span(vectors: Tensor, states: Tensor, latent: Tensor) -> Tensor:
+    """One minus the cosine of each vector and the mean state of its span's tokens.
 
     Args:
-        vectors: [rows, num_latents, hidden], begin and end left out.
-        embeddings: [tokens, hidden], the decoder's input embeddings of the texts' own tokens.
-        row: [tokens], the text each token belongs to.
-        latent: [tokens], the latent of that text.
+        vectors: [texts, num_latents, hidden], begin and end left out.
+        states: [texts, length, hidden], the decoder's states of the texts' own tokens.
+        latent: [texts, length], the latent each token belongs to; negative for none.
 
     Returns:
-        [rows]: the mean over the latents that stand for at least one token; 0 where none does.
+        [texts]: the mean over the latents that stand for at least one token; 0 where none does.
     """
-    rows, num_latents, hidden = vectors.shape
-    place = row * num_latents + latent
+    slots = torch.arange(vectors.shape[1], device=vectors.device)
+    member = (latent[:, None, :] == slots[None, :, None]).float()  # [texts, num_latents, length]
     # The cosine does not see the difference between a sum and a mean.
-    target = vectors.new_zeros(rows * num_latents, hidden, dtype=torch.float32)
-    target = target.index_add(0, place, embeddings.float()).view(rows, num_latents, hidden)
-    stands = vectors.new_zeros(rows * num_latents, dtype=torch.float32)
-    stands = stands.index_fill(0, place, 1.0).view(rows, num_latents)
-    distance = 1 - F.cosine_similarity(vectors.float(), target, dim=-1)
+    distance = 1 - F.cosine_similarity(vectors.float(), member @ states.float(), dim=-1)
+    stands = member.any(-1)
     mean: Tensor = (distance * stands).sum(1) / stands.sum(1).clamp(min=1)
     return mean

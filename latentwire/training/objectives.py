@@ -51,7 +51,8 @@ def measure(
     if config.span > 0:
         spans = decoder_spans([batch.texts[text] for text in own.texts], job.tokenizer, prompts)
         spans = spans.to(job.device)
-        distances = alignment.span(soft[:, 1:-1], decoder.embed(spans.ids), spans.row, spans.latent)
+        states = decoder.states(spans.ids, spans.mask, layer=config.span_layer)
+        distances = alignment.span(soft[:, 1:-1], states, spans.latent)
         # Each example counts its own text, so that the sum does not depend on who reads what.
         readers = torch.tensor([own.texts.index(batch.text_of[i]) for i in own.examples])
         sums["span"] = distances[readers.to(job.device)].sum()

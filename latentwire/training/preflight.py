@@ -15,7 +15,13 @@ import yaml
 from latentwire import config_file
 from latentwire.checkpointing.commit import newest
 from latentwire.checkpointing.state import changed_keys
-from latentwire.config import Config, ConfigError, DecoderConfig, EncoderConfig
+from latentwire.config import (
+    Config,
+    ConfigError,
+    DecoderConfig,
+    EncoderConfig,
+    ObjectivesConfig,
+)
 from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
 from latentwire.data.tokenizers import load_tokenizer
@@ -65,10 +71,10 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    offsets = config.objectives.span > 0
-    problems += model_problems("encoder", config.encoder, offsets=offsets)
+    span = config.objectives if config.objectives.span > 0 else None
+    problems += model_problems("encoder", config.encoder, span)
     for name, decoder in config.decoders.items():
-        problems += model_problems(f"decoders.{name}", decoder, offsets=offsets)
+        problems += model_problems(f"decoders.{name}", decoder, span)
     data = config.data
     problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
     run_folder = Path(config.run.root) / config.run.tag
@@ -112,12 +118,12 @@ def _extra_problems(config: Config) -> list[str]:
 
 
 def model_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, *, offsets: bool = False
+    key: str, settings: EncoderConfig | DecoderConfig, span: ObjectivesConfig | None = None
 ) -> list[str]:
     """What is wrong with a model's folder or hub id, its tokenizer included.
 
     Args:
-        offsets: the tokenizer must know which characters a token covers.
+        span: the objectives, where ``span`` is one of them.
     """
     model = settings.model
     folder = Path(model).expanduser()
@@ -130,7 +136,7 @@ def model_problems(
         return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
     elif problem := _hub_problem(model, settings.revision):
         return [f"{key}.model: {problem}"]
-    return _loading_problems(key, settings, offsets)
+    return _loading_problems(key, settings, span)
 
 
 def _hub_problem(model: str, revision: str | None) -> str | None:
@@ -144,7 +150,7 @@ def _hub_problem(model: str, revision: str | None) -> str | None:
 
 
 def _loading_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, offsets: bool
+    key: str, settings: EncoderConfig | DecoderConfig, span: ObjectivesConfig | None
 ) -> list[str]:
     from transformers import AutoConfig
 
@@ -153,12 +159,12 @@ def _loading_problems(
         "trust_remote_code": settings.trust_remote_code,
     }
     try:
-        AutoConfig.from_pretrained(settings.model, **common)
+        model = AutoConfig.from_pretrained(settings.model, **common)
         tokenizer = load_tokenizer(settings)
     except (OSError, ValueError, KeyError) as error:
         return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
     found = []
-    if offsets and not tokenizer.is_fast:
+    if span is not None and not tokenizer.is_fast:
         found.append(
             f"{key}.model: its tokenizer has no offsets, which objectives.span needs; "
             "set objectives.span=0"
@@ -166,6 +172,12 @@ def _loading_problems(
     if isinstance(settings, DecoderConfig):
         if tokenizer.eos_token_id is None:
             found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
+        num_layers = getattr(model, "num_hidden_layers", None)
+        if span is not None and num_layers is not None and span.span_layer > num_layers:
+            found.append(
+                f"objectives.span_layer: {span.span_layer}, but {key}.model has {num_layers} "
+                f"layers; use at most {num_layers}"
+            )
         if settings.chat and not tokenizer.chat_template:
             found.append(f"{key}.chat: true, but the tokenizer has no chat template; use false")
     return found

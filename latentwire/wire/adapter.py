@@ -1,5 +1,7 @@
 """The adapter: the shared wire to one decoder's soft prompt."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ class Adapter(nn.Module):
 
     A frozen decoder reads vectors of its embeddings' size; an adapter's raw output is a hundred
     times larger and drowns them. Every output vector is therefore brought to the embeddings' root
-    mean square, times a learned scale that starts at one. Learned vectors mark the wire's begin
+    mean square, times a learned scale. Learned vectors mark the wire's begin
     and end.
 
     Args:
@@ -17,17 +19,24 @@ class Adapter(nn.Module):
         hidden_size: the decoder's.
         hidden_mult: hidden layer over ``hidden_size``.
         embedding_rms: root mean square of the decoder's input embeddings.
+        init_scale: the learned scale's first value.
     """
 
     def __init__(
-        self, d_z: int, hidden_size: int, *, hidden_mult: float, embedding_rms: float
+        self,
+        d_z: int,
+        hidden_size: int,
+        *,
+        hidden_mult: float,
+        embedding_rms: float,
+        init_scale: float = 1.0,
     ) -> None:
         super().__init__()
         width = int(hidden_size * hidden_mult)
         self.norm = nn.LayerNorm(d_z)
         self.expand = nn.Linear(d_z, width)
         self.contract = nn.Linear(width, hidden_size)
-        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(init_scale)))
         self.begin = nn.Parameter(torch.randn(hidden_size) * embedding_rms)
         self.end = nn.Parameter(torch.randn(hidden_size) * embedding_rms)
         self._embedding_rms = embedding_rms

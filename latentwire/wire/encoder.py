@@ -66,9 +66,8 @@ class LMEncoder(nn.Module):
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
     def layers(self) -> list[nn.Module]:
-        """The transformer blocks, for sharding and activation checkpointing one by one."""
-        names = set(getattr(self.model, "_no_split_modules", None) or ())
-        return [module for module in self.model.modules() if type(module).__name__ in names]
+        """The transformer layers, for sharding them one by one."""
+        return transformer_layers(self.model)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Trainable parameters by the learning rate they follow."""
@@ -76,6 +75,12 @@ class LMEncoder(nn.Module):
             "encoder": list(_trainable(self.model, "model")),
             "adapter": list(_trainable(self.project, "project")),
         }
+
+
+def transformer_layers(model: Any) -> list[nn.Module]:
+    """The transformer layers of a Hugging Face model, from the input up."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def encoder_window(config: EncoderConfig) -> int:

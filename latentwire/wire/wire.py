@@ -56,6 +56,7 @@ class DecoderUnit(nn.Module):
             shape.hidden_size,
             hidden_mult=adapter.hidden_mult,
             embedding_rms=shape.embedding_rms,
+            init_scale=adapter.init_scale,
         )
 
     def forward(self, latents: Tensor, counts: Tensor) -> Tensor:

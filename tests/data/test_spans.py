@@ -7,7 +7,7 @@ import pytest
 from latentwire.config import DecoderConfig, EncoderConfig, WireConfig
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.prompts import DecoderPrompts
-from latentwire.data.spans import decoder_spans
+from latentwire.data.spans import NO_LATENT, decoder_spans
 from latentwire.data.tokenizers import load_tokenizer
 
 TEXTS = ["Ada lives in Tarn. The door of Bela is red.", "Zoe has two cousins; café \U0001f600 ok."]
@@ -28,11 +28,15 @@ def test_every_token_has_one_latent_in_order(pair: Path, name: str, wire: WireCo
     tokenizer, decoder = encoder(pair, wire), prompts(pair, name)
     spans = decoder_spans(TEXTS, tokenizer, decoder)
     for row, text in enumerate(TEXTS):
-        own = spans.row == row
-        assert tuple(spans.ids[own].tolist()) == decoder.plain_ids(" " + text)
-        latents = spans.latent[own].tolist()
+        ids = spans.ids[row][spans.mask[row]].tolist()
+        assert tuple(ids) == decoder.lead + decoder.plain_ids(" " + text)
+        latents = spans.latent[row][spans.mask[row]].tolist()
+        assert latents[: len(decoder.lead)] == [NO_LATENT] * len(decoder.lead)
+        latents = latents[len(decoder.lead) :]
         assert latents == sorted(latents)
+        assert min(latents) == 0
         assert latents[-1] == tokenizer.num_latents(text) - 1
+        assert (spans.latent[row][~spans.mask[row]] == NO_LATENT).all()
 
 
 def test_same_tokenizer_gives_the_pooled_spans(pair: Path) -> None:
@@ -42,17 +46,26 @@ def test_same_tokenizer_gives_the_pooled_spans(pair: Path) -> None:
         load_tokenizer(DecoderConfig(model=str(pair / "llama"))), template="{context}{question}"
     )
     spans = decoder_spans(TEXTS[:1], tokenizer, decoder)
-    assert spans.ids.tolist() == tokenizer.ids(TEXTS[0])
-    assert spans.latent.tolist() == [place // 3 for place in range(len(spans.ids))]
+    assert spans.ids[0, 1:].tolist() == tokenizer.ids(TEXTS[0])
+    assert spans.latent[0, 1:].tolist() == [place // 3 for place in range(spans.ids.shape[1] - 1)]
 
 
 def test_text_beyond_the_encoders_window_stands_nowhere(pair: Path) -> None:
     tokenizer = encoder(pair, WireConfig(ratio=3), max_tokens=10)
     decoder = prompts(pair, "qwen")
     spans = decoder_spans(TEXTS[:1], tokenizer, decoder)
-    assert 0 < len(spans.ids) < len(decoder.plain_ids(" " + TEXTS[0]))
+    assert spans.mask.sum() == len(decoder.plain_ids(" " + TEXTS[0]))
     assert spans.latent.max() == tokenizer.num_latents(TEXTS[0]) - 1
+    assert spans.latent[0, -1] == NO_LATENT
 
 
-def test_an_empty_text_has_no_tokens(pair: Path) -> None:
-    assert decoder_spans([""], encoder(pair, WireConfig()), prompts(pair, "qwen")).ids.numel() == 0
+def test_a_text_longer_than_the_decoders_window_is_cut(pair: Path) -> None:
+    tokenizer = load_tokenizer(DecoderConfig(model=str(pair / "llama")))
+    decoder = DecoderPrompts(tokenizer, window=8)
+    assert decoder_spans(TEXTS, encoder(pair, WireConfig()), decoder).ids.shape == (2, 8)
+
+
+def test_an_empty_text_stands_for_nothing(pair: Path) -> None:
+    spans = decoder_spans([""], encoder(pair, WireConfig()), prompts(pair, "qwen"))
+    assert not spans.mask.any()
+    assert (spans.latent == NO_LATENT).all()

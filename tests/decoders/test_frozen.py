@@ -138,3 +138,28 @@ def test_gradient_reaches_the_soft_prompt_and_not_the_decoder(decoder: FrozenDec
         assert (used.norm(dim=-1) > 0).all()
         assert (soft.grad[index, row.prefix.num_soft :] == 0).all()
     assert all(parameter.grad is None for parameter in decoder.model.parameters())
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_states_are_the_models_own(decoder: FrozenDecoder, layer: int) -> None:
+    """Padded rows give what each row gives alone; stopping at a layer leaves the model whole."""
+    rows = [[5, 9, 200, 31, 7], [40, 41, 42]]
+    ids = torch.zeros((2, 5), dtype=torch.long)
+    mask = torch.zeros((2, 5), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    found = decoder.states(ids, mask, layer=layer)
+    assert not found.requires_grad
+    for index, row in enumerate(rows):
+        with torch.no_grad():
+            output = decoder.model(input_ids=torch.tensor([row]), output_hidden_states=True)
+        # The last state that the model reports is after its final norm.
+        if layer < 2:
+            expected = output.hidden_states[layer][0]
+            torch.testing.assert_close(found[index, : len(row)], expected, atol=2e-5, rtol=1e-4)
+    assert not any(module._forward_hooks for module in decoder.model.modules())
+    tokens = [DecoderPrompts(decoder.tokenizer).text(example) for example in EXAMPLES[:1]]
+    torch.testing.assert_close(
+        decoder.answer_logits(text_batch(tokens, pad=0)), alone(decoder, tokens[0])
+    )

@@ -170,20 +170,34 @@ def test_mixed_share_falls_linearly() -> None:
     assert schedules.mixed_share(1, steps=10, start=0.0) == 0
 
 
-def test_span_is_one_minus_the_cosine_with_the_mean_embedding() -> None:
+def test_span_is_one_minus_the_cosine_with_the_mean_state() -> None:
     vectors = torch.tensor([[[2.0, 0.0], [0.0, 3.0]], [[1.0, 1.0], [5.0, 5.0]]])
-    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.5, 0.0], [0.0, 0.5]])
-    row = torch.tensor([0, 0, 0, 1, 1])
-    latent = torch.tensor([0, 1, 1, 0, 0])
-    # Row 0: latent 0 agrees, latent 1's tokens cancel out; row 1: only latent 0 stands for any.
-    found = alignment.span(vectors, embeddings, row, latent)
-    torch.testing.assert_close(found, torch.tensor([0.5, 0.0]))
+    states = torch.tensor(
+        [
+            [[9.0, 9.0], [1.0, 0.0], [0.0, 1.0], [0.0, -3.0]],
+            [[0.5, 0.0], [0.0, 0.5], [7, 1], [1, 7]],
+        ]
+    )
+    # Latent 0 of row 0 agrees, the mean of latent 1's tokens points away; row 1 has one latent.
+    latent = torch.tensor([[-1, 0, 1, 1], [0, 0, -1, -1]])
+    torch.testing.assert_close(alignment.span(vectors, states, latent), torch.tensor([1.0, 0.0]))
 
 
 def test_span_draws_a_vector_towards_its_tokens_only() -> None:
     vectors = torch.randn(1, 3, 4, requires_grad=True)
-    found = alignment.span(vectors, torch.randn(2, 4), torch.zeros(2).long(), torch.tensor([1, 1]))
+    found = alignment.span(vectors, torch.randn(1, 2, 4), torch.tensor([[1, 1]]))
     found.sum().backward()
     assert vectors.grad is not None
     assert vectors.grad[0, 1].norm() > 0
     assert vectors.grad[0, [0, 2]].norm() == 0
+
+
+def test_span_of_no_tokens_is_zero() -> None:
+    found = alignment.span(torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.full((2, 5), -1))
+    assert found.tolist() == [0.0, 0.0]
+
+
+def test_geometric_goes_from_start_to_end_by_equal_factors() -> None:
+    values = [schedules.geometric(step, steps=4, start=8.0, end=1.0) for step in (1, 2, 3, 4)]
+    assert values == pytest.approx([8.0, 4.0, 2.0, 1.0])
+    assert schedules.geometric(1, steps=1, start=3.0, end=1.0) == 3.0

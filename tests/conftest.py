@@ -56,6 +56,7 @@ def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
         f"run.root={tmp_path / 'runs'}",
         f"checkpoint.root={tmp_path / 'checkpoints'}",
         "run.tag=test",
+        "objectives.kd=1",
         "wire.d_z=32",
         "train.batch_size=12",
         "train.stage_a.steps=2",

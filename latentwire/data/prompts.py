@@ -161,6 +161,8 @@ class DecoderPrompts:
 
     def slot_ends(self, text: str) -> list[tuple[int, int]]:
         """Tokens of ``text`` as it stands in the slot, each with the character after its last."""
+        if not text:
+            return []
         space = self._slot_space
         ends = literal_ends(self.tokenizer, space + text)
         return [

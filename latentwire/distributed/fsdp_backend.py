@@ -42,6 +42,7 @@ class FsdpUnit:
             ],
             betas=(optim.beta1, optim.beta2),
             lr=0.0,
+            fused=True,
         )
 
     def set_sync(self, enabled: bool) -> None:
@@ -101,7 +102,8 @@ class FsdpUnit:
         for name in state.first_moments:
             parameter = self._named[name]
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.num_steps)),
+                # The fused step counts on the parameter's own device.
+                "step": torch.tensor(float(state.num_steps), device=parameter.device),
                 "exp_avg": self._shard_like(state.first_moments[name], parameter),
                 "exp_avg_sq": self._shard_like(state.second_moments[name], parameter),
             }

@@ -149,7 +149,9 @@ def test_states_are_the_models_own(decoder: FrozenDecoder, layer: int) -> None:
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = True
+    hooks = [len(module._forward_hooks) for module in decoder.model.modules()]
     found = decoder.states(ids, mask, layer=layer)
+    assert [len(module._forward_hooks) for module in decoder.model.modules()] == hooks
     assert not found.requires_grad
     for index, row in enumerate(rows):
         with torch.no_grad():
@@ -158,7 +160,6 @@ def test_states_are_the_models_own(decoder: FrozenDecoder, layer: int) -> None:
         if layer < 2:
             expected = output.hidden_states[layer][0]
             torch.testing.assert_close(found[index, : len(row)], expected, atol=2e-5, rtol=1e-4)
-    assert not any(module._forward_hooks for module in decoder.model.modules())
     tokens = [DecoderPrompts(decoder.tokenizer).text(example) for example in EXAMPLES[:1]]
     torch.testing.assert_close(
         decoder.answer_logits(text_batch(tokens, pad=0)), alone(decoder, tokens[0])

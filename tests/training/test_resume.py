@@ -78,7 +78,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
     }
     # Gate 3: every objective reaches the wire, for every decoder, on every step.
     for row in rows:
-        for name in ("tf", "first", "kce", "kd"):
+        for name in ("tf", "first", "kce", "kd", "span"):
             assert row[f"grad_{name}"] > 0, (name, row)
     assert {(row["rank"], row["decoder"]) for row in rows} == {(0, "llama"), (1, "qwen")}
 

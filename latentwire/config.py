@@ -225,7 +225,7 @@ class DiagnosticsConfig:
     log_interval: int = 10
     """Steps between rows of ``diagnostics.jsonl``; a stage's last step always has one."""
     grad_diag_interval: int = 50
-    """Steps between rows with per-objective gradient norms; 0 never."""
+    """Steps between rows with every objective's gradient norm, whatever its weight; 0 never."""
 
 
 @dataclass(frozen=True, kw_only=True)

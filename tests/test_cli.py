@@ -79,6 +79,7 @@ def test_every_problem_is_reported_at_once(
         ("data.source=csv", "data.source"),
         ("run.tag=../up", "run.tag"),
         ("decoders.llama.chat=true", "no chat template"),
+        ("objectives.span_layer=9", "use at most"),
         ("decoders.llama", "written key=value"),
     ],
 )

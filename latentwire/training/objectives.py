@@ -28,13 +28,20 @@ class Measured:
 
 
 def measure(
-    job: Job, name: str, batch: GlobalBatch, own: DecoderBatch, latents: Tensor
+    job: Job,
+    name: str,
+    batch: GlobalBatch,
+    own: DecoderBatch,
+    latents: Tensor,
+    *,
+    with_teacher: bool = False,
 ) -> Measured:
     """Reads the wire with decoder ``name`` and takes every objective's sum.
 
     Args:
         own: the part of ``batch`` this rank's decoder reads.
         latents: the wire of every text of ``batch``.
+        with_teacher: measure ``kd`` even where its weight is 0.
     """
     decoder, prompts, config = job.decoders[name], job.prompts[name], job.config.objectives
     # The view keeps gradient queries at the soft prompt clear of the sharded module's own hooks.
@@ -56,7 +63,7 @@ def measure(
         # Each example counts its own text, so that the sum does not depend on who reads what.
         readers = torch.tensor([own.texts.index(batch.text_of[i]) for i in own.examples])
         sums["span"] = distances[readers.to(job.device)].sum()
-    if config.kd > 0:
+    if config.kd > 0 or with_teacher:
         teacher = teacher_logits(decoder, prompts, [batch.examples[i] for i in own.examples])
         sums["kd"] = distillation.kd(logits, teacher, temperature=config.kd_temperature)
     return Measured(

@@ -35,10 +35,11 @@ class StepRecord:
         self._counts = counts
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
-        self._with_norms = bool(interval) and plan.step % interval == 0
+        # On these steps every objective is measured, whatever its weight.
+        self.with_norms = bool(interval) and plan.step % interval == 0
         # A stage's last step always has a row: it is where the stage ended.
         at_interval = plan.step % diagnostics.log_interval == 0
-        self.is_logged = self._with_norms or at_interval or plan.is_last
+        self.is_logged = self.with_norms or at_interval or plan.is_last
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._squares: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._num_tokens = dict.fromkeys(job.decoders, 0)
@@ -56,7 +57,7 @@ class StepRecord:
         right = measured.first_right / counts["first"]
         sums["first_acc"] = sums.get("first_acc", 0) + right
         self._num_tokens[name] += measured.num_tokens
-        if self._with_norms:
+        if self.with_norms:
             squares = self._squares[name]
             for key, value in objective_norms(normalised, measured.soft).items():
                 squares[key] = squares.get(key, 0) + value.square()

@@ -93,7 +93,7 @@ class Trainer:
             own = decoder_batch(
                 batch, job.prompts[name], job.tokenizer, part=group.rank, num_parts=group.size
             )
-            measured = measure(job, name, batch, own, latents)
+            measured = measure(job, name, batch, own, latents, with_teacher=record.with_norms)
             normalised = record.add(name, measured)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.

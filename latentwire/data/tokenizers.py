@@ -34,7 +34,7 @@ def special_strings(tokenizer: Any) -> tuple[str, ...]:
 
 def frame_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Tokens of text of ours, in which a special token may be written; none is added."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+    return tuple(_encode(tokenizer, text)["input_ids"]) if text else ()
 
 
 def literal_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -42,16 +42,17 @@ def literal_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
     As one token it would end an answer or open a chat turn.
     """
-    if not text:
-        return ()
-    return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+    return tuple(_encode(tokenizer, text, split_special_tokens=True)["input_ids"]) if text else ()
 
 
 def literal_ends(tokenizer: Any, text: str) -> list[int]:
     """For each of ``literal_ids``, the character after its last one."""
     if not text:
         return []
-    encoded = tokenizer(
-        text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-    )
-    return [end for _, end in encoded["offset_mapping"]]
+    options = {"split_special_tokens": True, "return_offsets_mapping": True}
+    return [end for _, end in _encode(tokenizer, text, **options)["offset_mapping"]]
+
+
+def _encode(tokenizer: Any, text: str, **options: bool) -> Any:
+    # Not verbose: what is longer than a window is cut and counted by those who know the window.
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)

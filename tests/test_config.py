@@ -431,7 +431,7 @@ def test_tag_that_is_no_folder_name_is_refused(recipe: str, tag: str) -> None:
 
 
 def test_nothing_to_train_is_refused(recipe: str) -> None:
-    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd")]
+    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span")]
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 

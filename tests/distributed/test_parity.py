@@ -163,7 +163,7 @@ def test_curves_of_twenty_steps_are_equal(pair: Path, tmp_path: Path) -> None:
         curves[layout] = {
             (r["decoder"], r["step"], k): r[k] for r in rows for k in ("tf", "kd", "span")
         }
-        assert len(curves[layout]) == 2 * CURVE_STEPS * 2
+        assert len(curves[layout]) == 2 * CURVE_STEPS * 3
         modes = {row["mode"] for row in rows}
         assert modes == {"latent", "mixed"}, "the curve covers both modes"
     reference = curves.pop("1 colocated")

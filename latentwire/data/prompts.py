@@ -74,6 +74,7 @@ class DecoderPrompts:
         # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
         adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self.lead: tuple[int, ...] = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
+        """What opens a prompt before any text: BOS, or nothing."""
         self._special = special_strings(tokenizer)
         self.eos = int(tokenizer.eos_token_id)
         self.pad = int(

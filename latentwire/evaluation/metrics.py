@@ -25,6 +25,8 @@ class Prediction:
 
     example: int
     """Index in the evaluation set."""
+    document: int
+    """Which document it asks about, in order of first appearance."""
     decoder: str
     arm: str
     kind: str
@@ -74,25 +76,39 @@ def _token_f1(predicted: list[str], gold: list[str]) -> float:
 
 
 def bootstrap_ci95(
-    values: Sequence[float], *, seed: int = 0, num_resamples: int = 1000
+    values: Sequence[float],
+    *,
+    documents: Sequence[int] | None = None,
+    seed: int = 0,
+    num_resamples: int = 1000,
 ) -> tuple[float, float]:
     """The 95 % percentile bootstrap interval of the mean, equal for equal inputs.
+
+    Whole documents are resampled, each with all of its values: questions on one text succeed and
+    fail together, and taken as independent they would promise too narrow an interval.
+
+    Args:
+        documents: the document of each value; None takes every value for one of its own.
 
     Raises:
         ValueError: there are no values.
     """
     if len(values) == 0:
         raise ValueError("a confidence interval needs at least one value")
-    data = np.asarray(values, dtype=np.float64)
-    if len(data) == 1:
-        return float(data[0]), float(data[0])
+    names = range(len(values)) if documents is None else documents
+    _, member = np.unique(np.asarray(names), return_inverse=True)
+    sums = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
+    counts = np.bincount(member)
+    if len(sums) == 1:
+        only = float(sums[0] / counts[0])
+        return only, only
     rng = np.random.default_rng(seed)
-    rows = max(1, _RESAMPLED_AT_ONCE // len(data))
+    rows = max(1, _RESAMPLED_AT_ONCE // len(sums))
     means = np.empty(num_resamples)
     for start in range(0, num_resamples, rows):
         stop = min(start + rows, num_resamples)
-        drawn = rng.integers(0, len(data), size=(stop - start, len(data)))
-        means[start:stop] = data[drawn].mean(axis=1)
+        drawn = rng.integers(0, len(sums), size=(stop - start, len(sums)))
+        means[start:stop] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
@@ -118,18 +134,19 @@ def arm_scores(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str,
     em = [exact_match(item.prediction, item.answers) for item in ordered]
     overlap = [f1(item.prediction, item.answers) for item in ordered]
     first = [float(item.first_correct) for item in ordered]
+    documents = [item.document for item in ordered]
     num_tokens = sum(item.num_tokens for item in ordered)
     assert num_tokens > 0, "every answer has at least its EOS"
     nll = math.fsum(item.nll_sum for item in ordered if math.isfinite(item.nll_sum)) / num_tokens
     finite = all(math.isfinite(item.nll_sum) for item in ordered)
     scores: dict[str, Any] = {
         "em": _mean(em),
-        "em_ci95": list(bootstrap_ci95(em, seed=seed)),
+        "em_ci95": list(bootstrap_ci95(em, documents=documents, seed=seed)),
         "f1": _mean(overlap),
-        "f1_ci95": list(bootstrap_ci95(overlap, seed=seed)),
+        "f1_ci95": list(bootstrap_ci95(overlap, documents=documents, seed=seed)),
         "nll_per_token": nll if finite else None,
         "first_acc": _mean(first),
-        "first_acc_ci95": list(bootstrap_ci95(first, seed=seed)),
+        "first_acc_ci95": list(bootstrap_ci95(first, documents=documents, seed=seed)),
         "first_acc_top5": _mean([float(item.first_in_top5) for item in ordered]),
         "num_examples": len(ordered),
         "num_distinct": len({item.prediction for item in ordered}),

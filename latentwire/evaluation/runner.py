@@ -48,12 +48,14 @@ def evaluate(
     wrong = wrong_texts(
         [job.any_prompts.slot_text(example) for example in examples], seed=job.config.run.seed
     )
+    contexts = dict.fromkeys(example.context for example in examples)
+    documents = {context: index for index, context in enumerate(contexts)}
     predictions: list[Prediction] = []
     job.wire.eval()
     batches = list(_batches(job, examples))
     with torch.no_grad():
         for indices, batch_examples in tqdm(batches, desc="stage C", disable=_quiet(job)):
-            predictions += _predict(job, indices, batch_examples, wrong)
+            predictions += _predict(job, indices, batch_examples, wrong, documents)
     gathered = gather_json([asdict(prediction) for prediction in predictions], world)
     if gathered is None:
         return None
@@ -84,7 +86,11 @@ def _batches(
 
 
 def _predict(
-    job: Job, indices: list[int], examples: tuple[Example, ...], wrong: dict[str, str]
+    job: Job,
+    indices: list[int],
+    examples: tuple[Example, ...],
+    wrong: dict[str, str],
+    documents: dict[str, int],
 ) -> list[Prediction]:
     batch = global_batch(examples, job.any_prompts)
     own = (batch, job.latents(batch))
@@ -111,6 +117,7 @@ def _predict(
                         name,
                         arm,
                         index=indices[i],
+                        document=documents[examples[i].context],
                         example=examples[i],
                         text=texts[row],
                         nll=losses[row],
@@ -191,6 +198,7 @@ def _prediction(
     arm: Arm,
     *,
     index: int,
+    document: int,
     example: Example,
     text: str,
     nll: list[float],
@@ -202,6 +210,7 @@ def _prediction(
     num_latents = job.tokenizer.num_latents(slot)
     return Prediction(
         example=index,
+        document=document,
         decoder=name,
         arm=arm.name,
         kind=example.kind,

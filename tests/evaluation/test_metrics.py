@@ -23,6 +23,7 @@ from latentwire.evaluation.metrics import (
 def prediction(example: int = 0, **changes: Any) -> Prediction:
     base = Prediction(
         example=example,
+        document=example,
         decoder="llama",
         arm="text",
         kind="plain",
@@ -103,6 +104,32 @@ def test_interval_contains_the_mean_and_shrinks() -> None:
         assert high - low == pytest.approx(2 * 1.96 * math.sqrt(mean * (1 - mean) / size), rel=0.25)
         widths.append(high - low)
     assert widths[0] > widths[1] > widths[2]
+
+
+def test_interval_resamples_whole_documents() -> None:
+    """Ten documents that succeed or fail as a whole are ten observations, not sixty."""
+    outcomes = [1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0]
+    values = [outcome for outcome in outcomes for _ in range(6)]
+    documents = [document for document in range(10) for _ in range(6)]
+    assert bootstrap_ci95(values, documents=documents) == bootstrap_ci95(outcomes)
+    low, high = bootstrap_ci95(values)
+    wide_low, wide_high = bootstrap_ci95(values, documents=documents)
+    assert wide_high - wide_low > 1.5 * (high - low)
+
+
+def test_interval_weighs_documents_by_their_questions() -> None:
+    # Three right answers on each even document, a wrong one on each odd one: the mean is 0.75.
+    documents = [document for document in range(80) for _ in range(1 if document % 2 else 3)]
+    values = [float(document % 2 == 0) for document in documents]
+    low, high = bootstrap_ci95(values, documents=documents)
+    assert 0.6 < low < 0.75 < high < 0.9
+    assert bootstrap_ci95([1.0, 0.0], documents=[7, 7]) == (0.5, 0.5)
+
+
+def test_arm_scores_take_intervals_over_documents() -> None:
+    items = [prediction(i, document=0, prediction=("Paris", "Rome")[i % 2]) for i in range(10)]
+    scores = arm_scores(items)
+    assert scores["em_ci95"] == scores["f1_ci95"] == [0.5, 0.5], "one document tells no spread"
 
 
 def test_interval_is_deterministic() -> None:

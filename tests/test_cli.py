@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -194,26 +195,46 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 9
 
 
-def test_a_signal_saves_and_the_same_command_goes_on(pair: Path, tmp_path: Path) -> None:
-    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=2000", "train.stage_b.steps=0")
+def signal_when(
+    ready: Callable[[], bool], *arguments: str, number: signal.Signals = signal.SIGTERM
+) -> None:
+    """Runs the trainer, sends it ``number`` once ``ready``, and waits for its orderly end."""
     process = subprocess.Popen(
-        command("-m", "latentwire.train", *overrides, nproc=0),
+        command("-m", "latentwire.train", *arguments, nproc=0),
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
     )
-    diagnostics = tmp_path / "runs" / "test" / "diagnostics.jsonl"
     deadline = time.monotonic() + 100
-    while time.monotonic() < deadline and not diagnostics.exists():
+    while time.monotonic() < deadline and not ready():
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=2000", "train.stage_b.steps=0")
+    diagnostics = tmp_path / "runs" / "test" / "diagnostics.jsonl"
+    signal_when(diagnostics.exists, *overrides)
     assert status(tmp_path)["state"] == "preempted"
     saved = list((tmp_path / "checkpoints" / "test" / "stageA").glob("step-*"))
     assert len(saved) == 1
     done = int(saved[0].name[5:])
     assert status(tmp_path)["step"] == done
+
+
+def test_a_signal_in_stage_c_is_heard_between_two_batches(pair: Path, tmp_path: Path) -> None:
+    """The whole test split would take many minutes; the trained steps are not lost."""
+    overrides = small_overrides(pair, tmp_path, "train.stage_b.steps=0")
+    folder = tmp_path / "runs" / "test"
+    log = folder / "pipeline.log"
+    signal_when(lambda: log.exists() and "stage C" in log.read_text(), *overrides, "eval.samples=0")
+    assert status(tmp_path)["state"] == "preempted"
+    assert not (folder / "metrics.json").exists()
+    again = python("-m", "latentwire.cli", "eval", *overrides)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 12
 
 
 def test_the_command_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Stage C: every arm on every decoder over the held-out examples, on all ranks together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +25,14 @@ from latentwire.wire.controls import wrong_texts
 _BF16_BYTES = 2
 
 
+class Interrupted(Exception):  # noqa: N818
+    """An evaluation was asked to stop; every rank raises it at the same batch."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
     """The evaluated examples: ``samples`` of the split, drawn by the seed; 0 is all of it."""
     sampler = Sampler(
@@ -35,14 +43,20 @@ def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
 
 
 def evaluate(
-    job: Job, examples: Sequence[Example]
+    job: Job, examples: Sequence[Example], *, stop: Callable[[], str] = lambda: ""
 ) -> tuple[dict[str, Any], list[Prediction]] | None:
     """Runs all arms and scores them.
 
     Every group splits the same batches over its ranks. All ranks must call.
 
+    Args:
+        stop: asked before each batch for a reason to stop; the same answer on every rank.
+
     Returns:
         (metrics, predictions) on rank 0, None elsewhere.
+
+    Raises:
+        Interrupted: ``stop`` gave a reason.
     """
     world = job.groups.world
     wrong = wrong_texts(
@@ -55,6 +69,8 @@ def evaluate(
     batches = list(_batches(job, examples))
     with torch.no_grad():
         for indices, batch_examples in tqdm(batches, desc="stage C", disable=_quiet(job)):
+            if reason := stop():
+                raise Interrupted(reason)
             predictions += _predict(job, indices, batch_examples, wrong, documents)
     gathered = gather_json([asdict(prediction) for prediction in predictions], world)
     if gathered is None:

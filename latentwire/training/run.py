@@ -11,11 +11,13 @@ from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import STAGES, Step, newest
 from latentwire.config import ConfigError
+from latentwire.data.example import Example
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier, broadcast_json
+from latentwire.evaluation.runner import Interrupted
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
 from latentwire.training.run_folder import PROGRESS, log_to, prepare
@@ -67,8 +69,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         if reason:
             return _stopped(plan, groups, reason)
         step = _agreed_newest(plan, groups)
-        evaluate_into_folder(plan, job, examples, step=step)
-    return Outcome(state="finished", code=0)
+        return _evaluate(plan, job, examples, step, stop)
 
 
 def evaluate_only(plan: Plan) -> Outcome:
@@ -87,7 +88,17 @@ def evaluate_only(plan: Plan) -> Outcome:
     job = assemble(config, groups)
     state.restore(step, job.units, with_optimizer=False)
     log.info("loaded %s", step.path)
-    evaluate_into_folder(plan, job, examples, step=step)
+    with StopRequest() as stop:
+        return _evaluate(plan, job, examples, step, stop)
+
+
+def _evaluate(
+    plan: Plan, job: Job, examples: Sequence[Example], step: Step | None, stop: StopRequest
+) -> Outcome:
+    try:
+        evaluate_into_folder(plan, job, examples, step=step, stop=stop)
+    except Interrupted as request:
+        return _stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
 
 
@@ -216,7 +227,7 @@ def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
     code = 0 if reason == "preempted" else 1
     if groups.rank == 0:
-        log.info("%s: saved; the same command continues", reason)
+        log.info("%s: the trained steps are saved; the same command continues", reason)
         write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
     barrier(groups.world)
     return Outcome(state=reason, code=code)

@@ -17,6 +17,7 @@ from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.runner import evaluate, held_out
 from latentwire.evaluation.table import result_table
 from latentwire.training.preflight import Plan
+from latentwire.training.signals import StopRequest
 from latentwire.training.status import FILES, write_status
 
 log = logging.getLogger(__name__)
@@ -44,16 +45,19 @@ def draw_held_out(plan: Plan) -> list[Example]:
 
 
 def evaluate_into_folder(
-    plan: Plan, job: Job, examples: Sequence[Example], *, step: Step | None
+    plan: Plan, job: Job, examples: Sequence[Example], *, step: Step | None, stop: StopRequest
 ) -> None:
     """Evaluates the wire as it stands and writes metrics and predictions. All ranks call.
 
     Args:
         step: the checkpoint that holds this wire.
+
+    Raises:
+        Interrupted: ``stop`` was asked for; nothing was written.
     """
     config = plan.config
     log.info("stage C: %d %s examples", len(examples), config.eval.split)
-    result = evaluate(job, examples)
+    result = evaluate(job, examples, stop=lambda: stop.agreed(job.groups.world))
     warn_of_cuts(job, "stage C")
     if result is not None:
         metrics, predictions = result

@@ -90,6 +90,13 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
             raise
         log.error("the disk is full: %s; free some space, the same command continues", error)
         return 1
+    except RuntimeError as error:
+        earlier = _failed(plan.run_folder, error)
+        if earlier is None:
+            raise
+        # A collective that fails because another rank is gone: that rank's reason is the story.
+        log.error("ended after %s (%s)", earlier, error)
+        return 1
     except BaseException as error:
         _failed(plan.run_folder, error)
         raise
@@ -97,14 +104,20 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
         process_groups.stop()
 
 
-def _failed(folder: Path, error: BaseException) -> None:
-    """Leaves the reason in the status; the first rank that fails is the one that knows it."""
+def _failed(folder: Path, error: BaseException) -> str | None:
+    """Leaves the reason in the status, unless another rank has: then returns that one's.
+
+    The first rank that fails is the one that knows why.
+    """
     reason = f"rank {process_groups.launch_rank()}: {type(error).__name__}: {error}"
     try:
-        if read_status(folder).get("state") != "failed":
-            write_status(folder, state="failed", code=1, reason=reason)
+        before = read_status(folder)
+        if before.get("state") == "failed":
+            return str(before.get("reason"))
+        write_status(folder, state="failed", code=1, reason=reason)
     except OSError:
         log.error("the status could not be written: %s", reason)
+    return None
 
 
 def _guarded(arguments: Sequence[str] | None, command: Callable[[argparse.Namespace], int]) -> int:

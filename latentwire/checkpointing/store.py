@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,14 +17,35 @@ _FILES = ("weights", "first_moments", "second_moments")
 
 
 def write_unit(folder: Path, state: UnitState) -> None:
-    """Writes one unit's state into ``folder``, durably."""
+    """Writes one unit's state into ``folder``, durably; on an error nothing of it stays.
+
+    Raises:
+        OSError: the files cannot be written, with the system's own error number.
+    """
     folder.mkdir(parents=True)
-    for name in _FILES:
-        tensors: dict[str, Tensor] = getattr(state, name)
-        path = folder / f"{name}.safetensors"
-        save_file(tensors, path, metadata={"num_steps": json.dumps(state.num_steps)})
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    try:
+        for name in _FILES:
+            tensors: dict[str, Tensor] = getattr(state, name)
+            path = folder / f"{name}.safetensors"
+            _save(tensors, path, metadata={"num_steps": json.dumps(state.num_steps)})
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except OSError:
+        # A full disk needs the room for the message that says so.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _save(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # The library keeps the system's error number in its text only.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def read_unit(folder: Path, *, with_optimizer: bool = True) -> UnitState:

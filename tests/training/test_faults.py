@@ -1,0 +1,114 @@
+"""What a run leaves when the machine fails it: a killed rank, a disk that is full."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY, small_overrides
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2"]
+TORCHRUN += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    """Two ranks of the trainer under torchrun."""
+    return subprocess.Popen(
+        [sys.executable, *TORCHRUN, "-m", "latentwire.train", *overrides],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def status(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "runs" / "test" / "status.json").read_text())
+    return found
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """Process id of one rank under torchrun."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(path.name)
+    raise AssertionError(f"rank {rank} is not running")
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")
+def test_a_killed_rank_ends_the_run_and_the_same_command_goes_on(
+    pair: Path, tmp_path: Path
+) -> None:
+    overrides = small_overrides(
+        pair, tmp_path, "train.stage_a.steps=40", "checkpoint.interval=5", "train.stage_b.steps=0"
+    )
+    process = start(*overrides)
+    first = tmp_path / "checkpoints" / "test" / "stageA" / "step-00000005"
+    deadline = time.monotonic() + 100
+    while time.monotonic() < deadline and not first.exists():
+        time.sleep(0.02)
+    os.kill(rank_process(process.pid, 1), signal.SIGKILL)
+    _, errors = process.communicate(timeout=90)
+    assert process.returncode == 1, errors
+    assert status(tmp_path)["state"] == "failed"
+    assert "rank 0" in status(tmp_path)["reason"], "who was left says what it saw"
+
+    again = start(*overrides)
+    _, errors = again.communicate(timeout=150)
+    assert again.returncode == 0, errors
+    assert "resumed from" in errors
+    assert status(tmp_path)["state"] == "finished"
+    rows = [json.loads(line) for line in (tmp_path / "runs/test/diagnostics.jsonl").open()]
+    assert [row["step"] for row in rows] == [step for step in range(1, 41) for _ in range(2)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    pair: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    overrides = small_overrides(
+        pair, small_disk, "train.stage_a.steps=9", "checkpoint.interval=3", "train.stage_b.steps=0"
+    )
+    process = start(*overrides)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 1
+    assert "the disk is full" in errors
+    assert "latentwire/checkpointing" not in errors, "a message, no traceback of ours"
+    steps = [path.name for path in (small_disk / "checkpoints/test/stageA").glob("step-????????")]
+    assert steps, "what was published stays"
+    assert status(small_disk)["state"] == "failed"
+    assert "No space" in status(small_disk)["reason"]
+
+    # More room, the same command: it goes on from what was published.
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    again = start(*overrides)
+    _, errors = again.communicate(timeout=150)
+    assert again.returncode == 0, errors
+    assert "resumed from" in errors
+    assert status(small_disk)["state"] == "finished"
+    assert not list((small_disk / "checkpoints/test/stageA").glob("*.tmp"))

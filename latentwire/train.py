@@ -80,6 +80,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
     try:
+        _mark_running(plan)
         return work().code
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
@@ -102,6 +103,16 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
         raise
     finally:
         process_groups.stop()
+
+
+def _mark_running(plan: Plan) -> None:
+    """From here on a failure in the status is one of this attempt."""
+    if process_groups.launch_rank() == 0:
+        try:
+            write_status(plan.run_folder, state="running")
+        except OSError as error:
+            root = plan.config.run.root
+            raise ConfigError([f"run.root: '{root}' cannot be written: {error}"]) from None
 
 
 def _failed(folder: Path, error: BaseException) -> str | None:

@@ -91,6 +91,28 @@ def test_a_wrong_override_names_the_key(
     assert expected in capsys.readouterr().err
 
 
+def test_a_root_that_cannot_be_a_folder_is_said(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    overrides = [f"run.root={tmp_path / 'file'}", f"checkpoint.root={tmp_path / 'file' / 'below'}"]
+    assert main(small_overrides(pair, tmp_path, *overrides)) == 2
+    message = capsys.readouterr().err
+    for key in ("run.root", "checkpoint.root"):
+        assert f"{key}: '{tmp_path / 'file'}" in message
+    assert message.count("is a file") == 2
+
+
+@pytest.mark.skipif(not Path("/proc/version").exists(), reason="needs Linux's /proc")
+def test_a_run_folder_that_cannot_be_made_is_said(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_overrides(pair, tmp_path, "run.root=/proc/latentwire")) == 2
+    message = capsys.readouterr().err
+    assert "run.root: '/proc/latentwire' cannot be written" in message
+    assert "Traceback" not in message
+
+
 @pytest.mark.parametrize("flag", ["--no-such-flag", "--recipe"])
 def test_a_wrong_flag_ends_with_code_two(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 2

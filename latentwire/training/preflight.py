@@ -5,6 +5,8 @@ reported at once.
 """
 
 import importlib.util
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +79,9 @@ def preflight(
         problems += model_problems(f"decoders.{name}", decoder, span)
     data = config.data
     problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
+    problems += _folder_problems(
+        {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
+    )
     run_folder = Path(config.run.root) / config.run.tag
     checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
     if (Path(config.checkpoint.root) / "tiny").resolve() == checkpoint_folder.resolve():
@@ -93,6 +98,20 @@ def preflight(
         run_folder=run_folder,
         checkpoint_folder=checkpoint_folder,
     )
+
+
+def _folder_problems(roots: Mapping[str, str]) -> list[str]:
+    """Whether folders can be made under each root, as far as that shows without making any."""
+    found = []
+    for key, root in roots.items():
+        there = Path(root).absolute()
+        while not there.exists():
+            there = there.parent
+        if not there.is_dir():
+            found.append(f"{key}: '{root}' cannot be a folder: {there} is a file")
+        elif not os.access(there, os.W_OK | os.X_OK):
+            found.append(f"{key}: '{root}' cannot be written: no permission in {there}")
+    return found
 
 
 def _extra_problems(config: Config) -> list[str]:

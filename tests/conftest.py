@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from config_cases import MINIMAL
 
 from latentwire import config_file
 from latentwire.config import Config
@@ -69,6 +70,14 @@ def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
         "eval.batch_size=12",
         *more,
     ]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    """The smallest recipe that is valid, as a file."""
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL, encoding="utf-8")
+    return str(path)
 
 
 @pytest.fixture

@@ -16,6 +16,17 @@ def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
     return -(-num_tokens // ratio)
 
 
+def latent_of(
+    place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int, ratio: int, fixed: int = 0
+) -> Tensor:
+    """The latent whose span holds the token at ``place``; all arguments broadcast.
+
+    Spans are ``ratio`` tokens long, or with ``fixed`` all but equal: ``counts`` of them share out
+    ``num_tokens``.
+    """
+    return place * counts // num_tokens if fixed else place // ratio
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderTexts:
     """Tokenized texts of one encoder call, padded on the right."""
@@ -72,10 +83,14 @@ class EncoderTokenizer:
         ends = literal_ends(self._tokenizer, text)[: self.max_tokens]
         count = self.num_latents(text)
         found = [0] * count
-        for place, end in enumerate(ends):
-            # The same rule as wire.pooling.mean_pool.
-            fixed = self._wire.num_latents
-            latent = place * count // len(ends) if fixed else place // self._wire.ratio
+        latents = latent_of(
+            torch.arange(len(ends)),
+            counts=count,
+            num_tokens=len(ends),
+            ratio=self._wire.ratio,
+            fixed=self._wire.num_latents,
+        )
+        for latent, end in zip(latents.tolist(), ends, strict=True):
             found[latent] = max(found[latent], end)
         return found
 

@@ -7,6 +7,8 @@ length, and keep the wire's length proportional to the text (arXiv 2510.20797, a
 import torch
 from torch import Tensor
 
+from latentwire.data.encoder_texts import latent_of
+
 
 def mean_pool(
     states: Tensor, num_tokens: Tensor, counts: Tensor, *, max_latents: int, ratio: int, fixed: int
@@ -19,16 +21,19 @@ def mean_pool(
         counts: [batch], how many latents each text gets (``num_latents``).
         max_latents: latents of the result; shorter wires are zero after their own.
         ratio: tokens per latent, used where ``fixed`` is 0.
-        fixed: equal spans instead: token t of n belongs to latent t * counts // n.
+        fixed: equal spans instead, ``counts`` of them; see ``latent_of``.
 
     Returns:
         [batch, max_latents, hidden]
     """
     place = torch.arange(states.shape[1], device=states.device)[None, :]  # [1, tokens]
-    if fixed:
-        span = place * counts[:, None] // num_tokens.clamp(min=1)[:, None]
-    else:
-        span = (place // ratio).expand(states.shape[0], -1)
+    span = latent_of(
+        place.expand(states.shape[0], -1),
+        counts=counts[:, None],
+        num_tokens=num_tokens.clamp(min=1)[:, None],
+        ratio=ratio,
+        fixed=fixed,
+    )  # [batch, tokens]
     slots = torch.arange(max_latents, device=states.device)
     member = span[:, None, :] == slots[None, :, None]  # [batch, max_latents, tokens]
     member &= place[:, None, :] < num_tokens[:, None, None]

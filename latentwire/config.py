@@ -131,7 +131,7 @@ class DecoderConfig:
 class ObjectivesConfig:
     tf: float = 1.0
     """Weight of the teacher-forced cross-entropy over the answer."""
-    first: float = 0.5
+    first: float = 0.0
     """Weight of the cross-entropy of the answer's first token."""
     kce: float = 0.0
     """Weight of the cross-entropy over the first ``k`` answer tokens."""

@@ -58,6 +58,7 @@ def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
         f"checkpoint.root={tmp_path / 'checkpoints'}",
         "run.tag=test",
         "objectives.kd=1",
+        "objectives.first=0.5",
         "wire.d_z=32",
         "train.batch_size=12",
         "train.stage_a.steps=2",

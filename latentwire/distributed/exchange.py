@@ -19,14 +19,14 @@ class _Exchange(torch.autograd.Function):
     def forward(ctx: Any, latents: Tensor, group: Group) -> Tensor:
         ctx.group = group
         gathered = latents.new_empty(group.size * latents.shape[0], *latents.shape[1:])
-        dist.all_gather_into_tensor(gathered, latents.contiguous(), group=group.handle)
+        dist.all_gather_single(gathered, latents.contiguous(), group=group.handle)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         group: Group = ctx.group
         own = grad.new_empty(grad.shape[0] // group.size, *grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous(), group=group.handle)
+        dist.reduce_scatter_single(own, grad.contiguous(), group=group.handle)
         return own, None
 
 

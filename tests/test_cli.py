@@ -1,45 +1,19 @@
 """The commands as a user gives them: what is refused, what is printed, and with which code."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, small_overrides
+from launching import command, python, status
 
 from latentwire import cli
 from latentwire.train import main
 from latentwire.training import preflight
-
-
-def python(
-    *arguments: str, nproc: int = 0, timeout: float = 150
-) -> subprocess.CompletedProcess[str]:
-    """``python -m ...`` as a user runs it; under torchrun with ``nproc`` processes."""
-    return subprocess.run(
-        command(*arguments, nproc=nproc),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def command(*arguments: str, nproc: int) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={nproc}"]
-    launcher += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
-    return [sys.executable, *(launcher if nproc else []), *arguments]
-
-
-def status(tmp_path: Path) -> dict[str, object]:
-    found: dict[str, object] = json.loads((tmp_path / "runs" / "test" / "status.json").read_text())
-    return found
 
 
 def test_every_problem_is_reported_at_once(

@@ -5,35 +5,26 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import REPOSITORY, small_overrides
+from launching import command, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2"]
-TORCHRUN += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
 
 
 def start(*overrides: str) -> subprocess.Popen[str]:
     """Two ranks of the trainer under torchrun."""
     return subprocess.Popen(
-        [sys.executable, *TORCHRUN, "-m", "latentwire.train", *overrides],
+        command("-m", "latentwire.train", *overrides, nproc=2),
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-
-
-def status(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "runs" / "test" / "status.json").read_text())
-    return found
 
 
 def rank_process(launcher: int, rank: int) -> int:

@@ -163,7 +163,8 @@ class ShardingConfig:
     backend: Literal["fsdp", "deepspeed"] = "fsdp"
     """What shards the trained weights and their optimizer state."""
     ds_config: str | None = None
-    """DeepSpeed's JSON file, for its own settings only."""
+    """DeepSpeed's JSON file, with settings of ZeRO, offload and communication only; read with
+    ``backend: deepspeed``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,8 +363,8 @@ def problems(config: Config) -> list[str]:
             )
     if not any(weight > 0 for weight in config.objectives.weights.values()):
         found.append("objectives: every weight is 0, so nothing would be trained")
-    if config.sharding.backend == "fsdp" and config.sharding.ds_config is not None:
-        found.append("sharding.ds_config: is for sharding.backend=deepspeed; remove it")
+    if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
+        found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
     return found
 
 

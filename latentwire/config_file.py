@@ -102,16 +102,17 @@ def _read(recipe: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError([f"--recipe: {path} must hold a mapping of keys, e.g. 'run: {{tag: x}}'"])
     if path == packaged:
-        _anchor_models(tree)
+        _anchor_paths(tree)
     return tree
 
 
-def _anchor_models(tree: dict[str, Any]) -> None:
-    """Model folders in a packaged recipe are relative to the repository, wherever one stands."""
-    entries = [tree.get("encoder", {}), *tree.get("decoders", {}).values()]
-    for entry in entries:
-        if entry.get("model") and (REPOSITORY / entry["model"]).is_dir():
-            entry["model"] = str(REPOSITORY / entry["model"])
+def _anchor_paths(tree: dict[str, Any]) -> None:
+    """Paths in a packaged recipe are relative to the repository, wherever one stands."""
+    models = [tree.get("encoder", {}), *tree.get("decoders", {}).values()]
+    places = [*((entry, "model") for entry in models), (tree.get("sharding", {}), "ds_config")]
+    for entry, key in places:
+        if entry.get(key) and (REPOSITORY / entry[key]).exists():
+            entry[key] = str(REPOSITORY / entry[key])
 
 
 def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:

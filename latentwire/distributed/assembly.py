@@ -101,8 +101,10 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
     wire, tokenizer = _build(config, shapes, device)
     backend = _make_backend(config)
     units = {"encoder": backend.wrap(wire.shared, groups.world)}
+    wire.shared = units["encoder"].module
     for name in decoders:
-        units[f"adapter_{name}"] = backend.wrap(wire.units[name], groups.decoder(name))
+        unit = backend.wrap(wire.units[name], groups.decoder(name))
+        units[f"adapter_{name}"], wire.units[name] = unit, unit.module
     return Job(
         config=config,
         groups=groups,
@@ -125,5 +127,11 @@ def _build(
 
 
 def _make_backend(config: Config) -> ShardingBackend:
-    assert config.sharding.backend == "fsdp", "other backends are refused with the configuration"
-    return FsdpBackend(config.optim, bf16=config.precision == "bf16")
+    bf16 = config.precision == "bf16"
+    if config.sharding.backend == "fsdp":
+        return FsdpBackend(config.optim, bf16=bf16)
+    # Only whoever asks for it needs it installed.
+    from latentwire.distributed.deepspeed_backend import DeepspeedBackend
+    from latentwire.distributed.ds_config import read_ds_config
+
+    return DeepspeedBackend(config.optim, read_ds_config(config.sharding.ds_config), bf16=bf16)

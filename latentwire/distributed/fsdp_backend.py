@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from latentwire.config import ConfigError, OptimConfig
+from latentwire.config import OptimConfig
+from latentwire.distributed.adamw import MOMENTS, NamedParameters, ScaledAdamW, local, num_bytes
 from latentwire.distributed.groups import Group
-from latentwire.distributed.sharding import UnitState
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from latentwire.distributed.sharding import UnitState, check_fits
 
 
 class FsdpUnit:
@@ -28,22 +27,9 @@ class FsdpUnit:
         fully_shard(module, mesh=group.mesh, mp_policy=policy)
         self.module = module
         self._group = group
-        groups: Mapping[str, list[tuple[str, nn.Parameter]]] = module.parameter_groups()  # type: ignore[operator]
+        groups: Mapping[str, NamedParameters] = module.parameter_groups()  # type: ignore[operator]
         self._named = {name: p for members in groups.values() for name, p in members}
-        self._optimizer = torch.optim.AdamW(
-            [
-                {
-                    "name": name,
-                    "params": [p for _, p in members if (p.ndim >= 2) == matrices],
-                    "weight_decay": optim.weight_decay if matrices else 0.0,
-                }
-                for name, members in groups.items()
-                for matrices in (True, False)
-            ],
-            betas=(optim.beta1, optim.beta2),
-            lr=0.0,
-            fused=True,
-        )
+        self._adamw = ScaledAdamW(groups, optim)
 
     def set_sync(self, enabled: bool) -> None:
         assert isinstance(self.module, FSDPModule)
@@ -57,60 +43,50 @@ class FsdpUnit:
         return torch.stack(torch._foreach_norm(local)).square().sum()
 
     def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
-        for grad in self._local_grads():
-            grad.mul_(grad_scale)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
-        self._optimizer.step()
+        self._adamw.prepare(rates, grad_scale)
+        self._adamw.optimizer.step()
 
     def zero_grad(self) -> None:
-        self._optimizer.zero_grad(set_to_none=True)
+        self._adamw.optimizer.zero_grad(set_to_none=True)
+
+    def state_bytes(self) -> int:
+        state = self._adamw.optimizer.state
+        moments = sum(num_bytes(state[p][key]) for p in state for key in MOMENTS)
+        return moments + sum(num_bytes(p) for p in self._named.values())
 
     def export_state(self) -> UnitState | None:
-        state = self._optimizer.state
-        moments: dict[str, dict[str, Tensor]] = {key: {} for key in _MOMENTS}
+        state = self._adamw.optimizer.state
+        moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
         weights: dict[str, Tensor] = {}
-        steps = 0
         # One tensor at a time is whole; only the group's first rank keeps it.
         for name, parameter in self._named.items():
             self._keep(weights, name, parameter.detach())
-            for key in _MOMENTS:
-                if parameter in state:
-                    self._keep(moments[key], name, state[parameter][key])
-                    steps = int(state[parameter]["step"])
+            for key in MOMENTS if parameter in state else ():
+                self._keep(moments[key], name, state[parameter][key])
         if self._group.rank != 0:
             return None
         return UnitState(
             weights=weights,
             first_moments=moments["exp_avg"],
             second_moments=moments["exp_avg_sq"],
-            num_steps=steps,
+            num_steps=self._adamw.num_steps,
         )
 
     def import_state(self, state: UnitState) -> None:
-        missing = self._named.keys() ^ state.weights.keys()
-        if missing:
-            raise ConfigError(
-                [
-                    f"the checkpoint of unit '{self._group.name}' does not fit the model: "
-                    f"{sorted(missing)[:5]} differ"
-                ]
-            )
+        shapes = {name: parameter.shape for name, parameter in self._named.items()}
+        check_fits(state, shapes, unit=self._group.name)
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(self._shard_like(state.weights[name], parameter))
-        for name in state.first_moments:
-            parameter = self._named[name]
-            self._optimizer.state[parameter] = {
-                # The fused step counts on the parameter's own device.
-                "step": torch.tensor(float(state.num_steps), device=parameter.device),
-                "exp_avg": self._shard_like(state.first_moments[name], parameter),
-                "exp_avg_sq": self._shard_like(state.second_moments[name], parameter),
-            }
+        moments = zip(MOMENTS, (state.first_moments, state.second_moments), strict=True)
+        for key, tensors in moments:
+            for name, whole in tensors.items():
+                parameter = self._named[name]
+                own = self._adamw.state_of(parameter, num_steps=state.num_steps)
+                own[key] = self._shard_like(whole, parameter)
 
     def _local_grads(self) -> list[Tensor]:
-        grads = [p.grad for p in self._named.values() if p.grad is not None]
-        return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+        return [local(p.grad) for p in self._named.values() if p.grad is not None]
 
     def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
         whole = value.full_tensor() if isinstance(value, DTensor) else value
@@ -120,13 +96,6 @@ class FsdpUnit:
     @staticmethod
     def _shard_like(whole: Tensor, like: nn.Parameter) -> Tensor:
         assert isinstance(like, DTensor)
-        if whole.shape != like.shape:
-            raise ConfigError(
-                [
-                    f"the checkpoint holds a tensor of shape {tuple(whole.shape)} where the model "
-                    f"has {tuple(like.shape)}: was it trained with another model or width?"
-                ]
-            )
         # Every rank read the same file, so no rank sends anything.
         return distribute_tensor(
             whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None

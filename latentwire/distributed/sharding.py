@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from latentwire.config import ConfigError
 from latentwire.distributed.groups import Group
 
 
@@ -25,6 +27,7 @@ class ShardedUnit(Protocol):
     """One module trained over one process group."""
 
     module: nn.Module
+    """The sharded module, to be called in place of the one it was made from."""
 
     def set_sync(self, enabled: bool) -> None:
         """Whether the next backward reduces gradients (only the last micro-batch needs to)."""
@@ -36,7 +39,10 @@ class ShardedUnit(Protocol):
         """One optimizer step with learning rates by parameter group; gradients are scaled first."""
 
     def zero_grad(self) -> None:
-        """Forgets all gradients."""
+        """Forgets all gradients, in every buffer that holds a part of them."""
+
+    def state_bytes(self) -> int:
+        """Bytes of fp32 master weights and moments on this rank."""
 
     def export_state(self) -> UnitState | None:
         """The whole state on the group's first rank, None elsewhere. All members must call."""
@@ -49,4 +55,29 @@ class ShardingBackend(Protocol):
     """Makes sharded units."""
 
     def wrap(self, module: nn.Module, group: Group) -> ShardedUnit:
-        """Shards ``module``, which is replaced in place, over ``group``."""
+        """Shards ``module`` over ``group``; the unit's own ``module`` takes its place."""
+
+
+def check_fits(state: UnitState, shapes: Mapping[str, torch.Size], *, unit: str) -> None:
+    """Compares a whole state with the parameters it is to be loaded into.
+
+    Args:
+        shapes: whole shape of each trained parameter.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    missing = sorted(shapes.keys() ^ state.weights.keys())
+    if missing:
+        raise ConfigError(
+            [f"the checkpoint of unit '{unit}' does not fit the model: {missing[:5]} differ"]
+        )
+    for name, shape in shapes.items():
+        found = state.weights[name].shape
+        if found != shape:
+            raise ConfigError(
+                [
+                    f"the checkpoint of unit '{unit}' holds '{name}' of shape {tuple(found)} where "
+                    f"the model has {tuple(shape)}: was it trained with another model or width?"
+                ]
+            )

@@ -27,6 +27,8 @@ from latentwire.config import (
 from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.distributed.deepspeed_library import is_installed
+from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
 
 _EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
@@ -117,13 +119,13 @@ def _folder_problems(roots: Mapping[str, str]) -> list[str]:
 def _extra_problems(config: Config) -> list[str]:
     found = []
     if config.sharding.backend == "deepspeed":
-        if importlib.util.find_spec("deepspeed") is None:
+        if is_installed():
+            found += _ds_config_problems(config.sharding.ds_config)
+        else:
             found.append(
                 "sharding.backend: 'deepspeed' is not installed; "
-                "pip install 'latentwire[deepspeed]', or use fsdp"
+                "pip install 'latentwire[deepspeed]', or use sharding.backend=fsdp"
             )
-        else:
-            found.append("sharding.backend: 'deepspeed' is not supported by this version; use fsdp")
     for name, decoder in config.decoders.items():
         if decoder.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
             found.append(
@@ -134,6 +136,14 @@ def _extra_problems(config: Config) -> list[str]:
     if config.precision == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
         found.append("precision: this GPU has no bf16; use fp32")
     return found
+
+
+def _ds_config_problems(path: str | None) -> list[str]:
+    try:
+        read_ds_config(path)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def model_problems(

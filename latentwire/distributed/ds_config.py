@@ -1,0 +1,143 @@
+"""DeepSpeed's JSON file: what it may hold, and why not the rest.
+
+The file says how ZeRO shards, offloads and communicates. Everything that decides what is computed
+has one place, the run's configuration; a file that sets such a thing too is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latentwire.config import ConfigError
+from latentwire.distributed.deepspeed_library import load_deepspeed
+
+_ALLOWED = {
+    "zero_optimization",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "comms_logger",
+}
+_OURS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.batch_size",
+    "gradient_accumulation_steps": "train.accumulation",
+    "optimizer": "optim",
+    "scheduler": "optim and train.stage_a, train.stage_b",
+    "gradient_clipping": "optim.max_grad_norm",
+    "fp16": "precision",
+    "bf16": "precision",
+    "amp": "precision",
+    "torch_autocast": "precision",
+    "data_types": "precision",
+    "activation_checkpointing": "encoder.activation_checkpointing",
+    "checkpoint": "checkpoint",
+    "steps_per_print": "diagnostics.log_interval",
+    "tensorboard": "diagnostics",
+    "wandb": "diagnostics",
+    "csv_monitor": "diagnostics",
+}
+"""Keys of DeepSpeed that a key of the run's configuration decides."""
+_ZERO_ALLOWED = {
+    "stage",
+    "allgather_partitions",
+    "allgather_bucket_size",
+    "reduce_bucket_size",
+    "reduce_scatter",
+    "overlap_comm",
+    "contiguous_gradients",
+    "round_robin_gradients",
+    "use_multi_rank_bucket_allreduce",
+    "sub_group_size",
+    "offload_optimizer",
+    "offload_param",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold",
+}
+_OFFLOAD_ALLOWED = {"device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"}
+
+
+def read_ds_config(path: str | None) -> dict[str, Any]:
+    """The settings of a DeepSpeed file.
+
+    Raises:
+        ConfigError: with every problem, each naming the file, the key and the fix.
+    """
+    assert path is not None, "validated with the configuration"
+    where = f"sharding.ds_config: {path}"
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{where} cannot be read: {error.strerror}"]) from None
+    except ValueError as error:
+        raise ConfigError([f"{where} is no valid JSON: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{where} must hold an object, e.g. ds_configs/zero2.json"])
+    problems = [*_top_problems(tree), *_zero_problems(tree.get("zero_optimization"))]
+    if problems:
+        raise ConfigError([f"{where}: {problem}" for problem in problems])
+    return tree
+
+
+def _top_problems(tree: Mapping[str, Any]) -> list[str]:
+    found = []
+    for key in tree:
+        if key in _OURS:
+            found.append(f"'{key}' is decided by {_OURS[key]} of the run; remove it from the file")
+        elif key not in _ALLOWED:
+            found.append(f"'{key}' is not one of {', '.join(sorted(_ALLOWED))}; remove it")
+    return found
+
+
+def _zero_problems(zero: Any) -> list[str]:
+    if not isinstance(zero, dict):
+        return ["'zero_optimization' is missing; give it a stage, 1 to 3"]
+    found = [
+        f"'zero_optimization.{key}' is not supported; remove it"
+        for key in zero
+        if key not in _ZERO_ALLOWED
+    ]
+    stage = zero.get("stage")
+    if stage not in (1, 2, 3) or isinstance(stage, bool):
+        found.append(f"'zero_optimization.stage' is {json.dumps(stage)}; use 1, 2 or 3")
+    for key in ("offload_optimizer", "offload_param"):
+        found += _offload_problems(key, zero.get(key))
+    if stage != 3 and zero.get("offload_param") is not None:
+        found.append("'zero_optimization.offload_param' needs stage 3; remove it")
+    return found or _library_problems(zero)
+
+
+def _offload_problems(key: str, offload: Any) -> list[str]:
+    name = f"zero_optimization.{key}"
+    if offload is None:
+        return []
+    if not isinstance(offload, dict):
+        return [f"'{name}' must be an object such as {{\"device\": \"cpu\"}}"]
+    found = [
+        f"'{name}.{item}' is not supported; remove it"
+        for item in offload
+        if item not in _OFFLOAD_ALLOWED
+    ]
+    if offload.get("device") not in ("cpu", "none"):
+        found.append(f"'{name}.device' is {json.dumps(offload.get('device'))}; use cpu or none")
+    return found
+
+
+def _library_problems(zero: Mapping[str, Any]) -> list[str]:
+    """What DeepSpeed itself says of the values."""
+    from pydantic import ValidationError
+
+    deepspeed = load_deepspeed()
+    try:
+        deepspeed.runtime.zero.config.DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        return [
+            f"'{'.'.join(['zero_optimization', *map(str, item['loc'])])}' is "
+            f"{json.dumps(item['input'], default=str)}: {item['msg']}"
+            for item in error.errors()
+        ]
+    return []

@@ -82,6 +82,8 @@ class ZeroUnit:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         num_steps = self._adamw.num_steps
+        if num_steps:
+            _link_moments(self._zero)
         weights: dict[str, Tensor] = {}
         moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
         # One tensor at a time is whole; only the group's first rank keeps it.
@@ -283,7 +285,11 @@ def _weights_from_masters(zero: Any) -> None:
 
 
 def _link_moments(zero: Any) -> None:
-    """Has the parameters of stages 1 and 2 find their moments in the optimizer's state."""
+    """Has the parameters of stages 1 and 2 find their moments in the optimizer's state.
+
+    The library does it once, after the step of the first parameter group, when the others have
+    no state yet.
+    """
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()

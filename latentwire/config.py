@@ -212,6 +212,9 @@ class TrainConfig:
     """Examples per optimizer step, over all ranks."""
     accumulation: int = 1
     """Equal micro-batches that an optimizer step is split into."""
+    max_skipped: int = 10
+    """Steps in a row that may be skipped because a loss or gradient is not finite; one more ends
+    the run."""
     stage_a: StageConfig = field(default_factory=lambda: StageConfig(steps=0))
     """Latent fit: adapters first, then the encoder; part of the context may stay text."""
     stage_b: StageConfig = field(default_factory=lambda: StageConfig(steps=0))
@@ -285,7 +288,7 @@ _NOT_NEGATIVE = (
     "run.seed checkpoint.interval data.samples wire.num_latents encoder.max_tokens "
     "encoder.lora.rank objectives.tf objectives.first objectives.kce objectives.kd objectives.span "
     "objectives.span_layer optim.weight_decay optim.max_grad_norm "
-    "diagnostics.grad_diag_interval eval.samples "
+    "diagnostics.grad_diag_interval eval.samples train.max_skipped "
     "train.stage_a.warmup_steps train.stage_b.warmup_steps train.stage_a.encoder_start "
     "train.stage_b.encoder_start"
 ).split()

@@ -14,6 +14,7 @@ from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.training import run
 from latentwire.training.dry_run import describe
+from latentwire.training.guard import NonFiniteError
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.status import read_status, write_status
@@ -90,6 +91,11 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
         if error.errno != errno.ENOSPC:
             raise
         log.error("the disk is full: %s; free some space, the same command continues", error)
+        return 1
+    except NonFiniteError as error:
+        # Every rank raises it with the same words, and the last step is saved.
+        _failed(plan.run_folder, error)
+        log.error("ended: %s", error)
         return 1
     except RuntimeError as error:
         earlier = _failed(plan.run_folder, error)

@@ -14,7 +14,14 @@ from latentwire.config import Config, flatten
 from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import ShardedUnit
 
-_MAY_CHANGE = ("placement", "sharding.", "checkpoint.interval", "diagnostics.", "distributed.")
+_MAY_CHANGE = (
+    "placement",
+    "sharding.",
+    "checkpoint.interval",
+    "diagnostics.",
+    "distributed.",
+    "train.max_skipped",
+)
 _MAY_CHANGE_OF_DECODER = (".ranks", ".share")
 
 
@@ -27,6 +34,8 @@ class Place:
     """Steps done in this stage."""
     samples: int
     """Examples seen in this stage, over all ranks."""
+    num_skipped: int = 0
+    """Steps of the run so far that were skipped because they were not finite."""
 
 
 def save(

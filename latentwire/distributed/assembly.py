@@ -5,6 +5,7 @@ text to what a decoder sees.
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
-from latentwire.data.loader import DecoderBatch, GlobalBatch, encoder_batch
+from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
 from latentwire.distributed.exchange import exchange, scale_gradient
@@ -59,6 +60,17 @@ class Job:
         world = self.groups.world
         texts = encoder_batch(batch, self.tokenizer, rank=world.rank, world_size=world.size)
         return exchange(self.wire.encode(texts.to(self.device)), world)
+
+    def parts(self, batch: GlobalBatch) -> Iterator[tuple[str, DecoderBatch]]:
+        """This rank's part of a training batch for each decoder it hosts."""
+        for name, prompts in self.prompts.items():
+            group = self.groups.decoder(name)
+            yield (
+                name,
+                decoder_batch(
+                    batch, prompts, self.tokenizer, part=group.rank, num_parts=group.size
+                ),
+            )
 
     def soft_prompt(self, decoder: str, latents: Tensor, batch: DecoderBatch) -> Tensor:
         """One decoder's soft prompt for its part of the batch: [rows, num_latents + 2, hidden].

@@ -42,6 +42,7 @@ class ZeroUnit:
         self._named: dict[str, nn.Parameter] = {n: p for named in groups.values() for n, p in named}
         self._group = group
         self._ranks = _DataParallel(group)
+        self.num_parameters = sum(p.numel() for p in self._named.values())
         self._adamw = ScaledAdamW(groups, optim)
         engine, *_ = start_deepspeed().initialize(
             model=module,

@@ -116,7 +116,7 @@ def _offload_problems(key: str, offload: Any) -> list[str]:
     if offload is None:
         return []
     if not isinstance(offload, dict):
-        return [f"'{name}' must be an object such as {{\"device\": \"cpu\"}}"]
+        return [f'\'{name}\' must be an object such as {{"device": "cpu"}}']
     found = [
         f"'{name}.{item}' is not supported; remove it"
         for item in offload

@@ -29,6 +29,7 @@ class FsdpUnit:
         self._group = group
         groups: Mapping[str, NamedParameters] = module.parameter_groups()  # type: ignore[operator]
         self._named = {name: p for members in groups.values() for name, p in members}
+        self.num_parameters = sum(p.numel() for p in self._named.values())
         self._adamw = ScaledAdamW(groups, optim)
 
     def set_sync(self, enabled: bool) -> None:

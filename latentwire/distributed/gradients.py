@@ -1,6 +1,7 @@
-"""The true global gradient norm over units that live on different groups, and its clip factor."""
+"""The true global gradient over units that live on different groups: norm, clipping, finiteness."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,24 +11,42 @@ from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import ShardedUnit
 
 
-def global_norm(
-    units: Mapping[str, ShardedUnit], names: Sequence[str], world: Group, device: torch.device
-) -> Tensor:
-    """Norm of the whole gradient: every unit on every group, each shard counted once.
+@dataclass(frozen=True, kw_only=True)
+class GlobalGradient:
+    """The whole gradient of a step, the same on every rank."""
+
+    norm: Tensor
+    """Norm over every unit on every group, each shard counted once."""
+    squares: Tensor
+    """Squared norm of each unit, in the order of ``Job.unit_names``."""
+    is_finite: bool
+    """Whether every loss and every gradient of every rank is finite."""
+
+
+def global_gradient(
+    units: Mapping[str, ShardedUnit], names: Sequence[str], loss: Tensor, world: Group
+) -> GlobalGradient:
+    """Measures the gradient before the step, and agrees on whether there may be one.
 
     Args:
         units: this rank's units.
         names: every unit of the job, in one order on all ranks.
+        loss: this rank's loss; it need not be the same elsewhere.
 
     One SUM over the world; SUM keeps a NaN, which MAX on gloo can lose.
     """
-    squares = torch.zeros(len(names), device=device)
+    totals = torch.zeros(len(names) + 1, device=loss.device)
     for index, name in enumerate(names):
         if name in units:
-            squares[index] = units[name].local_grad_square()
+            totals[index] = units[name].local_grad_square()
+    totals[-1] = (~torch.isfinite(loss)).float()
     if world.size > 1:
-        dist.all_reduce(squares, group=world.handle)
-    return squares.sum().sqrt()
+        dist.all_reduce(totals, group=world.handle)
+    squares = totals[:-1]
+    norm = squares.sum().sqrt()
+    # The one value of a step that is read on the host: whether the step happens depends on it.
+    is_finite = bool(torch.isfinite(norm) & (totals[-1] == 0))
+    return GlobalGradient(norm=norm, squares=squares, is_finite=is_finite)
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -28,6 +28,8 @@ class ShardedUnit(Protocol):
 
     module: nn.Module
     """The sharded module, to be called in place of the one it was made from."""
+    num_parameters: int
+    """Trained parameters, over all ranks."""
 
     def set_sync(self, enabled: bool) -> None:
         """Whether the next backward reduces gradients (only the last micro-batch needs to)."""

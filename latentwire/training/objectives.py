@@ -32,7 +32,7 @@ def measure(
     name: str,
     batch: GlobalBatch,
     own: DecoderBatch,
-    latents: Tensor,
+    soft: Tensor,
     *,
     with_teacher: bool = False,
 ) -> Measured:
@@ -40,12 +40,11 @@ def measure(
 
     Args:
         own: the part of ``batch`` this rank's decoder reads.
-        latents: the wire of every text of ``batch``.
+        soft: what the decoder reads for the wire [rows, num_latents + 2, hidden].
         with_teacher: measure ``kd`` even where its weight is 0.
     """
     decoder, prompts, config = job.decoders[name], job.prompts[name], job.config.objectives
     # The view keeps gradient queries at the soft prompt clear of the sharded module's own hooks.
-    soft = job.soft_prompt(name, latents, own)
     soft = soft.view_as(soft)
     prompt = own.latents_prompt.to(job.device)
     logits = decoder.answer_logits(prompt, soft)

@@ -45,6 +45,7 @@ class StepRecord:
         self._num_tokens = dict.fromkeys(job.decoders, 0)
         self._norm = torch.zeros(())
         self._seconds = 0.0
+        self._skipped = False
 
     def add(self, name: str, measured: Measured) -> dict[str, Tensor]:
         """Takes one micro-batch of one decoder; returns its objectives, normalised over the
@@ -63,9 +64,19 @@ class StepRecord:
                 squares[key] = squares.get(key, 0) + value.square()
         return normalised
 
-    def finish(self, norm: Tensor, *, seconds: float) -> None:
-        """Takes the step's global gradient norm and duration."""
-        self._norm, self._seconds = norm, seconds
+    def finish(self, norm: Tensor, *, skipped: bool, seconds: float) -> None:
+        """Takes the step's global gradient norm, whether it was skipped, and its duration."""
+        self._norm, self._skipped, self._seconds = norm, skipped, seconds
+        self.is_logged = self.is_logged or skipped
+
+    def bad_objectives(self) -> dict[str, list[str]]:
+        """Trained objectives of this rank that are not finite, by decoder."""
+        found = {}
+        for name, sums in self._sums.items():
+            bad = [k for k, v in self._plan.trained(sums).items() if not torch.isfinite(v)]
+            if bad:
+                found[name] = sorted(bad)
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per hosted decoder. Reduces over groups: all ranks call, at log steps only."""
@@ -94,6 +105,7 @@ class StepRecord:
             row[f"grad_{key}"] = float(square.sqrt())
         return row | {
             "grad_norm": float(self._norm),
+            "skipped": self._skipped,
             "weight_span": self._plan.weights["span"],
             "lr_encoder": self._plan.rates["encoder"],
             "lr_adapter": self._plan.rates["adapter"],

@@ -64,7 +64,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         stream = DiagnosticsStream(
             plan.run_folder / FILES["diagnostics"], run=config.run.tag, world=groups.world
         )
-        stream.forget_after(*(place or ("A", 0)))
+        stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
         reason = _train_stages(plan, job, stages, place, stream, stop)
         if reason:
             return _stopped(plan, groups, reason)
@@ -150,23 +150,28 @@ def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:
 
 def _report_units(job: Job) -> None:
     for name, unit in job.units.items():
-        parameters = [p for p in unit.module.parameters() if p.requires_grad]
-        log.info("unit %s: %d trained parameters", name, sum(p.numel() for p in parameters))
+        log.info("unit %s: %d trained parameters", name, unit.num_parameters)
 
 
-def _restore(step: Step | None, job: Job) -> tuple[str, int] | None:
+def _report_state(job: Job) -> None:
+    sizes = {name: unit.state_bytes() / 2**20 for name, unit in job.units.items()}
+    parts = ", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items())
+    log.info("weights in fp32 and moments on this rank: %s", parts)
+
+
+def _restore(step: Step | None, job: Job) -> state.Place | None:
     if step is None:
         return None
     place = state.restore(step, job.units)
     log.info("resumed from %s", step.path)
-    return place.stage, place.step
+    return place
 
 
 def _train_stages(
     plan: Plan,
     job: Job,
     stages: Sequence[Stage],
-    place: tuple[str, int] | None,
+    place: state.Place | None,
     stream: DiagnosticsStream,
     stop: StopRequest,
 ) -> str:
@@ -175,8 +180,12 @@ def _train_stages(
     tree = config_file.to_tree(config)
 
     def save(stage: str, step: int) -> None:
-        samples = step * config.train.batch_size
-        at = state.Place(stage=stage, step=step, samples=samples)
+        at = state.Place(
+            stage=stage,
+            step=step,
+            samples=step * config.train.batch_size,
+            num_skipped=trainer.guard.num_skipped,
+        )
         if state.save(plan.checkpoint_folder, at, job.units, tree, world=world):
             log.info("stage %s: saved step %d", stage, step)
 
@@ -194,7 +203,8 @@ def _train_stages(
             )
             write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
 
-    trainer = Trainer(job, record=record, save=save)
+    num_skipped = place.num_skipped if place else 0
+    trainer = Trainer(job, record=record, save=save, num_skipped=num_skipped)
     for stage in stages:
         done = _steps_done(stage.name, place)
         if done >= stage.num_steps:
@@ -203,25 +213,33 @@ def _train_stages(
         start = time.perf_counter()
         reason = trainer.run(stage, done=done, stop=stop)
         log.info("stage %s: %.0f s", stage.name, time.perf_counter() - start)
+        if trainer.guard.num_skipped:
+            log.warning("skipped steps so far: %d", trainer.guard.num_skipped)
+        _report_state(job)
         warn_of_cuts(job, f"stage {stage.name}")
         if reason:
             return reason
     return ""
 
 
-def _steps_done(stage: str, place: tuple[str, int] | None) -> int:
-    if place is None or STAGES.index(stage) > STAGES.index(place[0]):
+def _steps_done(stage: str, place: state.Place | None) -> int:
+    if place is None or STAGES.index(stage) > STAGES.index(place.stage):
         return 0
     # A run that reached Stage B has left Stage A behind, whatever A's length says now.
-    return place[1] if stage == place[0] else 1 << 62
+    return place.step if stage == place.stage else 1 << 62
 
 
 def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
     first = {row["decoder"]: row for row in reversed(rows)}
-    values = {f"tf/{name}": f"{row['tf']:.3f}" for name, row in sorted(first.items())}
-    values |= {f"acc/{name}": f"{row['first_acc']:.2f}" for name, row in sorted(first.items())}
+    values = {f"tf/{name}": _number(row["tf"], 3) for name, row in sorted(first.items())}
+    values |= {f"acc/{name}": _number(row["first_acc"], 2) for name, row in sorted(first.items())}
     seconds = max(row["sec_per_step"] for row in rows)
     return values | {"ex/s": f"{rows[0]['num_examples'] / seconds:.0f}"}
+
+
+def _number(value: float | None, digits: int) -> str:
+    # A row holds null for what is not finite.
+    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:

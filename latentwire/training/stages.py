@@ -2,7 +2,10 @@
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from latentwire.config import Config
 from latentwire.data.example import Example
@@ -30,6 +33,15 @@ class StepPlan:
     @property
     def mode(self) -> str:
         return "latent" if self.mixed is None else "mixed"
+
+    def micro_batches(self, number: int) -> list[tuple[Example, ...]]:
+        """The examples in ``number`` equal parts."""
+        size = len(self.examples) // number
+        return [self.examples[part * size : (part + 1) * size] for part in range(number)]
+
+    def trained(self, objectives: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those objectives that this step trains; others are only measured."""
+        return {name: value for name, value in objectives.items() if self.weights[name] > 0}
 
 
 class Stage:

@@ -2,14 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latentwire.data.loader import decoder_batch, global_batch, supervised_counts
+from latentwire.data.example import Example
+from latentwire.data.loader import global_batch, supervised_counts
 from latentwire.distributed.assembly import Job
-from latentwire.distributed.gradients import clip_factor, global_norm
+from latentwire.distributed.gradients import clip_factor, global_gradient
+from latentwire.training.guard import Guard, NonFiniteError
 from latentwire.training.objectives import measure, weighted
 from latentwire.training.records import StepRecord
 from latentwire.training.signals import StopRequest
@@ -28,9 +31,18 @@ class Trainer:
         job: this rank's decoders, wire and groups.
         record: called with each step's record; every rank, every step.
         save: publishes a checkpoint.
+        num_skipped: steps that the run skipped before it was resumed.
     """
 
-    def __init__(self, job: Job, *, record: Callable[[StepRecord], None], save: Save) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        record: Callable[[StepRecord], None],
+        save: Save,
+        num_skipped: int = 0,
+    ) -> None:
+        self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
         self._save = save
@@ -41,6 +53,9 @@ class Trainer:
         Returns:
             Why it ended early (``preempted`` or ``stopped``), or an empty string. Either way
             the last step is saved.
+
+        Raises:
+            NonFiniteError: too many steps in a row were skipped; the last one is saved too.
         """
         config, world = self._job.config, self._job.groups.world
         self._job.wire.train()
@@ -56,52 +71,63 @@ class Trainer:
                 bar.set_postfix(record.progress)
             reason = stop.agreed(world)
             interval = config.checkpoint.interval
-            if reason or step == stage.num_steps or (interval and step % interval == 0):
+            exhausted = self.guard.exhausted()
+            if (
+                exhausted
+                or reason
+                or step == stage.num_steps
+                or (interval and step % interval == 0)
+            ):
                 self._save(stage.name, step)
+            if exhausted:
+                raise NonFiniteError(exhausted)
             if reason:
                 bar.close()
                 return reason
         return ""
 
     def step(self, plan: StepPlan) -> StepRecord:
-        """One optimizer step over the whole global batch."""
-        job, config = self._job, self._job.config
+        """One optimizer step over the whole global batch, or none where it is not finite."""
+        job = self._job
         start = time.perf_counter()
         record = StepRecord(job, plan, counts=self._counts(plan))
-        size = config.train.batch_size // config.train.accumulation
-        for first in range(0, config.train.batch_size, size):
-            last = first + size == config.train.batch_size
+        loss = torch.zeros((), device=job.device)
+        micro_batches = plan.micro_batches(job.config.train.accumulation)
+        for number, examples in enumerate(micro_batches, start=1):
             for unit in job.units.values():
-                unit.set_sync(last)
-            self._forward(plan, record, first, first + size).backward()  # type: ignore[no-untyped-call]
-        norm = global_norm(job.units, job.unit_names, job.groups.world, job.device)
-        factor = clip_factor(norm, config.optim.max_grad_norm)
+                unit.set_sync(number == len(micro_batches))
+            part = self._forward(plan, record, examples)
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+        gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
+        if gradient.is_finite:
+            factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
+            for unit in job.units.values():
+                unit.step(plan.rates, factor)
+            self.guard.passed()
+        else:
+            self.guard.skipped(plan, record, gradient)
         for unit in job.units.values():
-            unit.step(plan.rates, factor)
             unit.zero_grad()
-        record.finish(norm, seconds=time.perf_counter() - start)
+        record.finish(
+            gradient.norm, skipped=not gradient.is_finite, seconds=time.perf_counter() - start
+        )
         return record
 
-    def _forward(self, plan: StepPlan, record: StepRecord, first: int, stop: int) -> Tensor:
-        """The loss of examples ``first`` to ``stop``: every hosted decoder reads its part."""
+    def _forward(self, plan: StepPlan, record: StepRecord, examples: Sequence[Example]) -> Tensor:
+        """The loss of a micro-batch: every hosted decoder reads its part."""
         job, config = self._job, self._job.config
-        batch = global_batch(plan.examples[first:stop], job.any_prompts, mixed=plan.mixed)
+        batch = global_batch(examples, job.any_prompts, mixed=plan.mixed)
         latents = job.latents(batch)
         losses = []
-        for name in job.decoders:
-            group = job.groups.decoder(name)
-            own = decoder_batch(
-                batch, job.prompts[name], job.tokenizer, part=group.rank, num_parts=group.size
-            )
-            measured = measure(job, name, batch, own, latents, with_teacher=record.with_norms)
+        for name, own in job.parts(batch):
+            soft = job.soft_prompt(name, latents, own)
+            measured = measure(job, name, batch, own, soft, with_teacher=record.with_norms)
             normalised = record.add(name, measured)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.
-            losses.append(group.size * loss)
-        total = losses[0]
-        for loss in losses[1:]:
-            total = total + loss
-        return total
+            losses.append(job.groups.decoder(name).size * loss)
+        return torch.stack(losses).sum()
 
     def _counts(self, plan: StepPlan) -> dict[str, dict[str, int]]:
         k = self._job.config.objectives.k

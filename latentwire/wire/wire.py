@@ -73,7 +73,8 @@ class Wire(nn.Module):
 
     def __init__(self, shared: SharedUnit, units: Mapping[str, DecoderUnit]) -> None:
         super().__init__()
-        self.shared = shared
+        # Sharding puts its own modules in their place.
+        self.shared: nn.Module = shared
         self.units = nn.ModuleDict(dict(units))
 
     def encode(self, texts: EncoderTexts) -> Tensor:

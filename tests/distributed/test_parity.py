@@ -1,174 +1,150 @@
-"""Gate 5: every layout gives the gradients and the curve of one process holding everything."""
+"""Gate 5: every layout and every backend gives the gradients and the curve of one process."""
 
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
-import torch
 from conftest import small_overrides
+from jobs import BACKENDS, ENCODERS, LAYOUTS, SingleProcess
 
 from latentwire import config_file
-from latentwire.config import Config
-from latentwire.data.encoder_texts import EncoderTokenizer
-from latentwire.data.loader import decoder_batch, global_batch
-from latentwire.data.prompts import DecoderPrompts
-from latentwire.data.sources import open_source
-from latentwire.data.spans import decoder_spans
-from latentwire.decoders.frozen import load_decoder
-from latentwire.decoders.teacher import teacher_logits
-from latentwire.distributed.assembly import Job, assemble
-from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.topology import plan
-from latentwire.objectives import alignment, distillation, tokens
 from latentwire.testing import run_distributed
-from latentwire.training.records import StepRecord
-from latentwire.training.stages import Stage
-from latentwire.training.trainer import Trainer
-from latentwire.wire.wire import DecoderShape, build_wire
 
-LAYOUTS = {
-    "1 colocated": (1, ["placement=colocated"]),
-    "2 separate": (2, ["placement=separate"]),
-    "2 colocated": (2, ["placement=colocated"]),
-    "4 as 1 + 3": (4, ["placement=separate", "decoders.llama.ranks=1"]),
-    "4 accumulated": (4, ["placement=separate", "train.accumulation=3"]),
-}
-CURVE_STEPS = 20
+SHARDED = ("fsdp", "zero1", "zero2", "zero3")
+COMBINATIONS = {f"{b}/{e}": [*BACKENDS[b], *ENCODERS[e]] for b in SHARDED for e in ENCODERS}
+CURVE_STEPS = 50
 
 
-def make_job(config: Config, world_size: int) -> Job:
-    topology = plan(config.decoders, placement=config.placement, world_size=world_size)
-    return assemble(config, ProcessGroups(topology, device=torch.device("cpu"), timeout=60))
-
-
-def make_stage(config: Config) -> Stage:
-    source = open_source(source="profiles", path=None, split="train", seed=config.run.seed)
-    return Stage(config, "A", source)
-
-
-def gradients_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:
-    """Whole gradients of one step, of every unit this rank has a part in."""
-    config = config_file.load("smoke", overrides)
-    job = make_job(config, world_size)
-    found: dict[str, torch.Tensor] = {}
-
-    for name, unit in job.units.items():
-        # Keeps the gradients in place of spending them.
-        def keep(rates: Any, factor: Any, name: str = name, unit: Any = unit) -> None:
-            for key, parameter in unit.module.named_parameters():
-                found[f"{name}.{key}"] = parameter.grad.full_tensor()
-
-        unit.step = keep  # type: ignore[method-assign]
-    trainer = Trainer(job, record=lambda record: None, save=lambda stage, step: None)
-    record = trainer.step(make_stage(config).plan(1))
-    found["norm"] = record._norm.reshape(1)
-    return found
-
-
-def reference_gradients(overrides: list[str]) -> dict[str, torch.Tensor]:
-    """The same gradients by plain autograd: no groups, no sharding, no exchange."""
-    config = config_file.load("smoke", overrides)
-    cpu = torch.device("cpu")
-    decoders = {
-        name: load_decoder(name, settings, dtype=torch.float32, device=cpu)
-        for name, settings in config.decoders.items()
-    }
-    shapes = {
-        name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
-        for name, d in decoders.items()
-    }
-    tokenizer = EncoderTokenizer(config.encoder, config.wire, window=1024)
-    wire = build_wire(config, shapes, num_lead=len(tokenizer.lead), device=cpu)
-    examples = make_stage(config).plan(1).examples
-    total = torch.zeros(())
-    for name, decoder in decoders.items():
-        prompts = DecoderPrompts(
-            decoder.tokenizer, max_answer_tokens=config.data.max_answer_tokens, window=1024
-        )
-        batch = global_batch(examples, prompts)
-        counts = [tokenizer.num_latents(text) for text in batch.texts]
-        texts = tokenizer.batch(list(batch.texts), rows=len(batch.texts), max_latents=max(counts))
-        soft = wire.soft_prompt(name, wire.encode(texts), torch.tensor(counts))
-        own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
-        logits = decoder.answer_logits(own.latents_prompt, soft)
-        prompt = own.latents_prompt
-        losses = tokens.token_losses(logits, prompt.targets)
-        kd = distillation.kd(logits, teacher_logits(decoder, prompts, examples), temperature=1.0)
-        weights = config.objectives
-        loss = weights.tf * losses.mean()
-        loss = loss + weights.first * losses[prompt.target_place == 0].mean()
-        loss = loss + weights.kd * kd / len(losses)
-        spans = decoder_spans(batch.texts, tokenizer, prompts)
-        states = decoder.states(spans.ids, spans.mask, layer=weights.span_layer)
-        distances = alignment.span(soft[:, 1:-1], states, spans.latent)
-        loss = loss + weights.span * distances[list(batch.text_of)].mean()
-        total = total + config.decoders[name].weight * loss
-    total.backward()  # type: ignore[no-untyped-call]
-    units = {"encoder": wire.shared} | {f"adapter_{n}": wire.units[n] for n in decoders}
+def gradients_on_rank(
+    rank: int, world_size: int, overrides: list[str], combinations: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Whole gradients of one step for every combination, one after the other."""
     found = {}
-    for name, unit in units.items():
-        for key, parameter in unit.named_parameters():
-            assert parameter.grad is not None, key
-            found[f"{name}.{key}"] = parameter.grad
+    for name, more in combinations.items():
+        config = config_file.load("smoke", [*overrides, *more])
+        job = jobs.make_job(config, world_size)
+        gradients = jobs.job_gradients(job, jobs.make_stage(config).plan(1))
+        found |= {f"{name}:{key}": grad for key, grad in gradients.items()}
     return found
+
+
+def of_combination(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    prefix = f"{name}:"
+    return [
+        {key.removeprefix(prefix): value for key, value in rank.items() if key.startswith(prefix)}
+        for rank in results
+    ]
+
+
+def check_gradients(
+    overrides: list[str], world_size: int, combinations: dict[str, list[str]]
+) -> None:
+    references = {
+        encoder: SingleProcess([*overrides, *more]).gradients(first_step([*overrides, *more]))
+        for encoder, more in ENCODERS.items()
+    }
+    results = run_distributed(gradients_on_rank, world_size, overrides, combinations)
+    for name in combinations:
+        reference = references[name.split("/")[1]]
+        error = jobs.largest_gradient_difference(reference, of_combination(results, name))
+        print(f"gradients, world {world_size}, {name}: {error:.1e}")
+        assert error < 1e-5, f"{name}: relative error {error:.2e}"
+
+
+def first_step(overrides: list[str]) -> Any:
+    return jobs.make_stage(config_file.load("smoke", overrides)).plan(1)
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_gradients_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
     world_size, more = LAYOUTS[layout]
+    overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *more)
+    check_gradients(overrides, world_size, COMBINATIONS)
+
+
+def test_accumulated_gradients_equal_the_single_process(pair: Path, tmp_path: Path) -> None:
+    """Micro-batches, and with them offload, in groups of two ranks and of one."""
     overrides = small_overrides(
-        pair, tmp_path, "train.stage_a.mixed=0", "optim.max_grad_norm=0", *more
+        pair,
+        tmp_path,
+        "optim.max_grad_norm=0",
+        "placement=separate",
+        "train.batch_size=18",
+        "train.accumulation=3",
     )
-    expected = reference_gradients(overrides)
-    norm = torch.cat([grad.flatten() for grad in expected.values()]).norm()
-    seen = set()
-    for result in run_distributed(gradients_on_rank, world_size, overrides):
-        torch.testing.assert_close(result.pop("norm")[0], norm, rtol=1e-4, atol=0)
-        for key, grad in result.items():
-            scale = max(float(expected[key].norm()), 1e-3)
-            error = float((grad - expected[key]).norm()) / scale
-            assert error < 1e-4, f"{key}: relative error {error:.2e}"
-            seen.add(key)
-    assert seen == expected.keys()
+    combinations = {f"{backend}/full": more for backend, more in BACKENDS.items()}
+    check_gradients(overrides, 3, combinations)
 
 
-def curve_on_rank(rank: int, world_size: int, overrides: list[str]) -> list[dict[str, Any]]:
-    config = config_file.load("smoke", overrides)
-    job = make_job(config, world_size)
-    rows: list[dict[str, Any]] = []
+def test_three_decoders_on_five_ranks(pair: Path, tmp_path: Path) -> None:
+    """Groups of 2, 2 and 1 ranks, activation checkpointing, and a batch that five ranks split."""
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "optim.max_grad_norm=0",
+        "placement=separate",
+        "train.batch_size=10",
+        "encoder.activation_checkpointing=true",
+        f"decoders.third.model={pair / 'llama'}",
+    )
+    chosen = {name: COMBINATIONS[name] for name in ("fsdp/lora", "zero2/full", "zero3/lora")}
+    check_gradients(overrides, 5, chosen)
 
-    def record(step: StepRecord) -> None:
-        rows.extend(step.rows())
 
-    trainer = Trainer(job, record=record, save=lambda stage, step: None)
-    stage = make_stage(config)
-    for step in range(1, CURVE_STEPS + 1):
-        record(trainer.step(stage.plan(step)))
-    return rows
+def curves_on_rank(
+    rank: int, world_size: int, overrides: list[str], combinations: dict[str, list[str]]
+) -> dict[str, list[dict[str, float]]]:
+    found = {}
+    for name, more in combinations.items():
+        config = config_file.load("smoke", [*overrides, *more])
+        found[name] = jobs.job_curve(jobs.make_job(config, world_size), curve_steps(config))
+    return found
 
 
-def test_curves_of_twenty_steps_are_equal(pair: Path, tmp_path: Path) -> None:
-    curves = {}
-    for layout in ("1 colocated", "2 separate", "4 as 1 + 3"):
-        world_size, more = LAYOUTS[layout]
-        overrides = small_overrides(
-            pair,
-            tmp_path,
-            f"train.stage_a.steps={CURVE_STEPS}",
-            "diagnostics.grad_diag_interval=0",
-            *more,
-        )
-        results = run_distributed(curve_on_rank, world_size, overrides)
-        rows = [row for rank_rows in results for row in rank_rows]
-        curves[layout] = {
-            (r["decoder"], r["step"], k): r[k] for r in rows for k in ("tf", "kd", "span")
-        }
-        assert len(curves[layout]) == 2 * CURVE_STEPS * 3
-        modes = {row["mode"] for row in rows}
-        assert modes == {"latent", "mixed"}, "the curve covers both modes"
-    reference = curves.pop("1 colocated")
-    start, end = reference["llama", 1, "tf"], reference["llama", CURVE_STEPS, "tf"]
-    assert end < start - 0.1, "the curve is one of training"
-    for layout, curve in curves.items():
-        for key, value in reference.items():
-            assert curve[key] == pytest.approx(value, abs=1e-4), f"{layout}: {key}"
+def curve_steps(config: Any) -> list[Any]:
+    stage = jobs.make_stage(config)
+    return [stage.plan(step) for step in range(1, stage.num_steps + 1)]
+
+
+def check_curves(
+    overrides: list[str], world_size: int, combinations: dict[str, list[str]]
+) -> None:
+    results = run_distributed(curves_on_rank, world_size, overrides, combinations, timeout=900)
+    for encoder, more in ENCODERS.items():
+        single = SingleProcess([*overrides, *more])
+        steps = curve_steps(single.config)
+        assert {step.mode for step in steps} == {"latent", "mixed"}, "the curve covers both modes"
+        reference = single.curve(steps)
+        assert reference[-1]["llama/tf"] < reference[0]["llama/tf"] - 0.1, "it is one of training"
+        for name in combinations:
+            if name.endswith(f"/{encoder}"):
+                error = jobs.largest_curve_difference(reference, [r[name] for r in results])
+                print(f"curve, world {world_size}, {name}: {error:.1e}")
+                assert error < 1e-4, f"{name}: {error:.2e}"
+
+
+def curve_overrides(pair: Path, tmp_path: Path, steps: int, *more: str) -> list[str]:
+    return small_overrides(
+        pair,
+        tmp_path,
+        f"train.stage_a.steps={steps}",
+        "diagnostics.grad_diag_interval=0",
+        *more,
+    )
+
+
+def test_short_curves_equal_the_single_process(pair: Path, tmp_path: Path) -> None:
+    world_size, more = LAYOUTS["1 + 3"]
+    overrides = curve_overrides(pair, tmp_path, 20, *more)
+    chosen = {name: COMBINATIONS[name] for name in ("fsdp/full", "zero2/lora", "zero3/full")}
+    check_curves(overrides, world_size, chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_long_curves_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
+    world_size, more = LAYOUTS[layout]
+    overrides = curve_overrides(pair, tmp_path, CURVE_STEPS, *more)
+    check_curves(overrides, world_size, COMBINATIONS)

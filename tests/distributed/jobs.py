@@ -1,0 +1,234 @@
+"""Jobs of any layout and backend, and one process that does the same by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import REPOSITORY
+from torch import Tensor
+
+from latentwire import config_file
+from latentwire.config import Config
+from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.loader import decoder_batch, global_batch
+from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.sources import open_source
+from latentwire.data.spans import decoder_spans
+from latentwire.decoders.frozen import FrozenDecoder, load_decoder
+from latentwire.decoders.teacher import teacher_logits
+from latentwire.distributed.assembly import Job, assemble
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.sharding import ShardedUnit
+from latentwire.distributed.topology import plan
+from latentwire.objectives import alignment, distillation, tokens
+from latentwire.training.stages import Stage, StepPlan
+from latentwire.training.trainer import Trainer
+from latentwire.wire.wire import DecoderShape, build_wire
+
+BACKENDS = {
+    "fsdp": ["sharding.backend=fsdp"],
+    **{
+        name: [
+            "sharding.backend=deepspeed",
+            f"sharding.ds_config={REPOSITORY / 'ds_configs' / name}.json",
+        ]
+        for name in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+    },
+}
+"""Overrides of each backend."""
+ENCODERS = {"full": ["encoder.lora.rank=0"], "lora": ["encoder.lora.rank=4"]}
+LAYOUTS = {
+    "1": (1, ["placement=colocated"]),
+    "2": (2, ["placement=separate"]),
+    "3": (3, ["placement=separate"]),
+    "4": (4, ["placement=separate"]),
+    "1 + 3": (4, ["placement=separate", "decoders.llama.ranks=1"]),
+    "2 colocated": (2, ["placement=colocated"]),
+}
+"""World size and overrides of each layout; world 3 is a group of two ranks beside one of one."""
+
+
+def make_job(config: Config, world_size: int) -> Job:
+    topology = plan(config.decoders, placement=config.placement, world_size=world_size)
+    return assemble(config, ProcessGroups(topology, device=torch.device("cpu"), timeout=60))
+
+
+def make_trainer(job: Job) -> Trainer:
+    return Trainer(job, record=lambda record: None, save=lambda stage, step: None)
+
+
+def make_stage(config: Config, name: str = "A") -> Stage:
+    source = open_source(source="profiles", path=None, split="train", seed=config.run.seed)
+    return Stage(config, name, source)
+
+
+def parameters(unit: ShardedUnit) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters of a unit by their logical names."""
+    groups: Any = unit.module.parameter_groups()  # type: ignore[operator]
+    return {name: parameter for members in groups.values() for name, parameter in members}
+
+
+def whole_gradients(unit: ShardedUnit) -> dict[str, Tensor]:
+    """The reduced gradient of every parameter, whole, whatever the backend. All members call."""
+    if not hasattr(unit.module, "allreduce_gradients"):
+        return {n: p.grad.full_tensor() for n, p in parameters(unit).items()}  # type: ignore[union-attr]
+    from deepspeed.utils import safe_get_full_grad
+
+    return {name: safe_get_full_grad(p).clone() for name, p in parameters(unit).items()}
+
+
+def job_gradients(job: Job, step: StepPlan) -> dict[str, Tensor]:
+    """Whole gradients of one step, of every unit this rank has a part in, and their norm."""
+    found: dict[str, Tensor] = {}
+    for name, unit in job.units.items():
+        # Keeps the gradients in place of spending them.
+        def keep(rates: Any, factor: Any, name: str = name, unit: ShardedUnit = unit) -> None:
+            found.update({f"{name}.{key}": grad for key, grad in whole_gradients(unit).items()})
+
+        unit.step = keep  # type: ignore[method-assign]
+    record = make_trainer(job).step(step)
+    return found | {"norm": record._norm.reshape(1)}
+
+
+class SingleProcess:
+    """Everything in one process by plain autograd: no groups, no sharding, no exchange."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.config = config_file.load("smoke", overrides)
+        cpu = torch.device("cpu")
+        self.decoders: dict[str, FrozenDecoder] = {
+            name: load_decoder(name, settings, dtype=torch.float32, device=cpu)
+            for name, settings in self.config.decoders.items()
+        }
+        shapes = {
+            name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
+            for name, d in self.decoders.items()
+        }
+        self.tokenizer = EncoderTokenizer(self.config.encoder, self.config.wire, window=1024)
+        self.wire = build_wire(self.config, shapes, num_lead=len(self.tokenizer.lead), device=cpu)
+        self.units: dict[str, Any] = {"encoder": self.wire.shared}
+        self.units |= {f"adapter_{name}": self.wire.units[name] for name in self.decoders}
+
+    def losses(self, step: StepPlan) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a whole step, and its unweighted objectives by decoder."""
+        total, values = torch.zeros(()), {}
+        for name, decoder in self.decoders.items():
+            parts = self._objectives(name, decoder, step)
+            values |= {f"{name}/{key}": float(value) for key, value in parts.items()}
+            loss = sum(step.weights[key] * value for key, value in parts.items())
+            total = total + self.config.decoders[name].weight * loss
+        return total, values
+
+    def _objectives(self, name: str, decoder: FrozenDecoder, step: StepPlan) -> dict[str, Tensor]:
+        config, tokenizer = self.config, self.tokenizer
+        prompts = DecoderPrompts(
+            decoder.tokenizer, max_answer_tokens=config.data.max_answer_tokens, window=1024
+        )
+        batch = global_batch(step.examples, prompts, mixed=step.mixed)
+        counts = [tokenizer.num_latents(text) for text in batch.texts]
+        texts = tokenizer.batch(list(batch.texts), rows=len(batch.texts), max_latents=max(counts))
+        soft = self.wire.soft_prompt(name, self.wire.encode(texts), torch.tensor(counts))
+        own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
+        prompt = own.latents_prompt
+        logits = decoder.answer_logits(prompt, soft)
+        losses = tokens.token_losses(logits, prompt.targets)
+        teacher = teacher_logits(decoder, prompts, step.examples)
+        spans = decoder_spans(batch.texts, tokenizer, prompts)
+        states = decoder.states(spans.ids, spans.mask, layer=config.objectives.span_layer)
+        distances = alignment.span(soft[:, 1:-1], states, spans.latent)
+        return {
+            "tf": losses.mean(),
+            "first": losses[prompt.target_place == 0].mean(),
+            "kd": distillation.kd(logits, teacher, temperature=1.0) / len(losses),
+            "span": distances[list(batch.text_of)].mean(),
+        }
+
+    def gradients(self, step: StepPlan) -> dict[str, Tensor]:
+        self.losses(step)[0].backward()  # type: ignore[no-untyped-call]
+        found = {}
+        for name, unit in self.units.items():
+            for key, parameter in unit.named_parameters():
+                if parameter.requires_grad:
+                    assert parameter.grad is not None, key
+                    found[f"{name}.{key}"] = parameter.grad
+        return found
+
+    def curve(self, steps: list[StepPlan]) -> list[dict[str, float]]:
+        """Every objective at every step of training by torch's own AdamW and clipping."""
+        optim = self.config.optim
+        groups = [
+            {
+                "name": name,
+                "params": [p for _, p in members if (p.ndim >= 2) == matrices],
+                "weight_decay": optim.weight_decay if matrices else 0.0,
+            }
+            for unit in self.units.values()
+            for name, members in unit.parameter_groups().items()
+            for matrices in (True, False)
+        ]
+        adamw = torch.optim.AdamW(groups, lr=0.0, betas=(optim.beta1, optim.beta2))
+        every = [p for group in groups for p in group["params"]]
+        rows = []
+        for step in steps:
+            loss, values = self.losses(step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(every, optim.max_grad_norm)
+            for group in adamw.param_groups:
+                group["lr"] = step.rates[group["name"]]
+            adamw.step()
+            adamw.zero_grad()
+            rows.append(values)
+        return rows
+
+
+def job_curve(job: Job, steps: list[StepPlan]) -> list[dict[str, float]]:
+    """Every objective at every step of training, of the decoders this rank hosts."""
+    trainer = make_trainer(job)
+    rows = []
+    for step in steps:
+        rows.append(
+            {
+                f"{row['decoder']}/{key}": row[key]
+                for row in trainer.step(step).rows()
+                for key in ("tf", "first", "kd", "span")
+            }
+        )
+    return rows
+
+
+def largest_curve_difference(
+    reference: list[dict[str, float]], ranks: list[list[dict[str, float]]]
+) -> float:
+    """Largest absolute difference of any objective of any step on any rank."""
+    return max(
+        abs(row[key] - expected[key])
+        for rows in ranks
+        for row, expected in zip(rows, reference, strict=True)
+        for key in row
+    )
+
+
+def largest_gradient_difference(
+    reference: dict[str, Tensor], ranks: list[dict[str, Tensor]]
+) -> float:
+    """Largest relative difference of any parameter's gradient, and of the global norm, anywhere.
+
+    Every parameter must be on some rank.
+    """
+    norm = torch.cat([grad.flatten() for grad in reference.values()]).norm().reshape(1)
+    expected = reference | {"norm": norm}
+    assert set().union(*ranks) == expected.keys()
+    # A gradient that is zero by construction (LoRA's first) has only rounding to compare.
+    floor = 1e-3 * float(norm)
+    return max(
+        float((found - expected[key]).norm()) / max(float(expected[key].norm()), floor)
+        for rank in ranks
+        for key, found in rank.items()
+    )
+
+
+def smoke_copy(tmp_path: Path, name: str) -> Path:
+    """A folder for one of several jobs of a test."""
+    folder = tmp_path / name.replace(" ", "")
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -265,10 +265,9 @@ def _drop_gradients(zero: Any) -> None:
     # Emptied in place: the fragments of stages 1 and 2 refer to this dictionary.
     for key in zero.averaged_gradients:
         zero.averaged_gradients[key] = None
-    if hasattr(zero, "all_grad_tensors"):
+    if hasattr(zero, "bit16_groups"):
         from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 
-        zero.all_grad_tensors.clear()
         zero.micro_step_id = INITIAL_MICRO_STEP_ID
     if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
         zero.reset_cpu_buffers()

@@ -76,6 +76,8 @@ def log_to(path: Path | None, *, rank: int) -> None:
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
     logger.handlers.clear()
+    # peft imports it whether it is used or not, and without a GPU it misses a kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     who = "" if rank == 0 else f"rank {rank}: "
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter(f"{who}%(message)s"))

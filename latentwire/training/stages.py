@@ -41,7 +41,7 @@ class StepPlan:
 
     def trained(self, objectives: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those objectives that this step trains; others are only measured."""
-        return {name: value for name, value in objectives.items() if self.weights[name] > 0}
+        return {name: value for name, value in objectives.items() if self.weights.get(name, 0) > 0}
 
 
 class Stage:

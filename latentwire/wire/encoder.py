@@ -113,7 +113,9 @@ def _load(config: EncoderConfig) -> Any:
             ),
         )
     if config.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The method's name in transformers 5.20 and later, and before.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
         if config.lora.rank:
             model.enable_input_require_grads()
     return model.train()

@@ -36,6 +36,7 @@ BACKENDS = {
     },
 }
 """Overrides of each backend."""
+BF16_BACKENDS = {f"{name} bf16": [*more, "precision=bf16"] for name, more in BACKENDS.items()}
 ENCODERS = {"full": ["encoder.lora.rank=0"], "lora": ["encoder.lora.rank=4"]}
 LAYOUTS = {
     "1": (1, ["placement=colocated"]),

@@ -1,0 +1,183 @@
+"""What a unit keeps: how much of it each rank holds, and how it moves between layouts."""
+
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import torch
+from conftest import small_overrides
+from torch import Tensor
+
+from latentwire import config_file
+from latentwire.checkpointing import state
+from latentwire.checkpointing.commit import newest
+from latentwire.checkpointing.store import read_unit
+from latentwire.config import ConfigError
+from latentwire.distributed.assembly import Job
+from latentwire.testing import run_distributed
+
+EVERY = jobs.BACKENDS | jobs.BF16_BACKENDS
+PARTS = ("weights", "first_moments", "second_moments")
+BYTES = 3 * 4
+"""A weight and two moments, in fp32."""
+
+
+def bytes_on_rank(
+    rank: int, world_size: int, overrides: list[str]
+) -> dict[str, dict[str, list[int]]]:
+    """Bytes held and parameters in all, of each unit, after one step of each backend."""
+    found = {}
+    for backend in ("fsdp", "zero1", "zero2", "zero3"):
+        config = config_file.load("smoke", [*overrides, *jobs.BACKENDS[backend]])
+        job = jobs.make_job(config, world_size)
+        jobs.make_trainer(job).step(jobs.make_stage(config).plan(1))
+        found[backend] = {n: [u.state_bytes(), u.num_parameters] for n, u in job.units.items()}
+    return found
+
+
+@pytest.mark.parametrize(("world_size", "sharers"), [(1, (1, 1)), (2, (2, 1)), (4, (4, 2))])
+def test_optimizer_state_is_divided_among_the_ranks(
+    world_size: int, sharers: tuple[int, int], pair: Path, tmp_path: Path
+) -> None:
+    """The encoder's over the world, an adapter's over its group."""
+    for rank in run_distributed(bytes_on_rank, world_size, small_overrides(pair, tmp_path)):
+        for backend, units in rank.items():
+            for name, (held, num_parameters) in units.items():
+                share = BYTES * num_parameters / sharers[name != "encoder"]
+                # Partitions are padded to equal sizes, and FSDP2 shards by rows.
+                assert 0.9 * share < held < 1.1 * share, (backend, name)
+
+
+def exported(job: Job) -> dict[str, Tensor]:
+    """This rank's part of the job's logical state."""
+    found: dict[str, Tensor] = {}
+    for name, unit in job.units.items():
+        whole = unit.export_state()
+        if whole is not None:
+            for part in PARTS:
+                found |= {f"{name}.{part}.{k}": v for k, v in getattr(whole, part).items()}
+            found[f"{name}.num_steps"] = torch.tensor(whole.num_steps)
+    return found
+
+
+def train(job: Job, first: int, last: int) -> None:
+    trainer, stage = jobs.make_trainer(job), jobs.make_stage(job.config)
+    for step in range(first, last + 1):
+        trainer.step(stage.plan(step))
+
+
+def save(job: Job, folder: Path, step: int) -> None:
+    place = state.Place(stage="A", step=step, samples=0)
+    assert state.save(folder, place, job.units, {}, world=job.groups.world)
+
+
+def restored(overrides: list[str], folder: Path, world_size: int) -> Job:
+    job = jobs.make_job(config_file.load("smoke", overrides), world_size)
+    step = newest(folder)
+    assert step is not None
+    state.restore(step, job.units)
+    return job
+
+
+def resume_on_rank(
+    rank: int, world_size: int, overrides: list[str], root: str
+) -> dict[str, list[str]]:
+    """Tensors that a resume in the middle of four steps changed, by backend and precision."""
+    found = {}
+    for name, more in EVERY.items():
+        config = config_file.load("smoke", [*overrides, *more])
+        job = jobs.make_job(config, world_size)
+        folder = Path(root) / name.replace(" ", "-")
+        train(job, 1, 2)
+        save(job, folder, 2)
+        train(job, 3, 4)
+        expected = exported(job)
+        again = restored([*overrides, *more], folder, world_size)
+        train(again, 3, 4)
+        state_again = exported(again)
+        assert state_again.keys() == expected.keys()
+        found[name] = [k for k in expected if not torch.equal(expected[k], state_again[k])]
+    return found
+
+
+def test_a_resume_is_bitwise_on_every_backend(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=4", "encoder.lora.rank=4")
+    for rank in run_distributed(resume_on_rank, 2, overrides, str(tmp_path)):
+        assert rank == {name: [] for name in EVERY}
+
+
+def write_on_rank(rank: int, world_size: int, overrides: list[str], folder: str) -> None:
+    job = jobs.make_job(config_file.load("smoke", overrides), world_size)
+    train(job, 1, 2)
+    save(job, Path(folder), 2)
+    train(job, 3, 3)
+    save(job, Path(folder) / "after", 3)
+
+
+def move_on_rank(
+    rank: int, world_size: int, overrides: list[str], folder: str
+) -> dict[str, dict[str, Any]]:
+    """Loads the same checkpoint into every backend: what changed, and how far a step leads off."""
+    step = newest(Path(folder))
+    after = newest(Path(folder) / "after")
+    assert step is not None and after is not None
+    found = {}
+    for name, more in jobs.BACKENDS.items():
+        job = restored([*overrides, *more], Path(folder), world_size)
+        now = exported(job)
+        loaded = {unit: read_unit(step.path / unit) for unit in job.units}
+        changed = [
+            f"{unit}.{part}.{key}"
+            for unit, whole in loaded.items()
+            for part in PARTS
+            for key, tensor in getattr(whole, part).items()
+            if f"{unit}.{part}.{key}" in now
+            and not torch.equal(tensor, now[f"{unit}.{part}.{key}"])
+        ]
+        train(job, 3, 3)
+        then = exported(job)
+        expected = {
+            f"{unit}.weights.{key}": tensor
+            for unit in job.units
+            for key, tensor in read_unit(after.path / unit).weights.items()
+        }
+        error = max(
+            (float((then[key] - expected[key]).abs().max()) for key in expected if key in then),
+            default=0.0,
+        )
+        found[name] = {"changed": changed, "error": error, "num_tensors": len(now)}
+    return found
+
+
+def test_a_checkpoint_moves_to_any_backend_and_world(pair: Path, tmp_path: Path) -> None:
+    """Written by FSDP2 on one rank, read by all on three, where partitions do not divide."""
+    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=4")
+    folder = str(tmp_path / "moved")
+    run_distributed(write_on_rank, 1, [*overrides, *jobs.BACKENDS["fsdp"]], folder)
+    ranks = run_distributed(move_on_rank, 3, overrides, folder)
+    for rank in ranks:
+        for name, result in rank.items():
+            assert result["changed"] == [], name
+            # AdamW divides by the square root of tiny second moments: rounding grows there.
+            assert result["error"] < 1e-5, name
+    assert all(result["num_tensors"] > 50 for result in ranks[0].values())
+
+
+def refuse_on_rank(rank: int, world_size: int, overrides: list[str], folder: str) -> list[str]:
+    messages = []
+    for backend in ("fsdp", "zero2", "zero3"):
+        with pytest.raises(ConfigError) as caught:
+            restored([*overrides, *jobs.BACKENDS[backend]], Path(folder), world_size)
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_a_checkpoint_of_another_width_is_refused(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path)
+    folder = str(tmp_path / "moved")
+    run_distributed(write_on_rank, 1, [*overrides, *jobs.BACKENDS["fsdp"]], folder)
+    (messages,) = run_distributed(refuse_on_rank, 1, [*overrides, "wire.d_z=16"], folder)
+    for message in messages:
+        assert "holds 'encoder.project.weight' of shape (32, 48)" in message
+        assert "the model has (16, 48)" in message

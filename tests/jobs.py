@@ -115,7 +115,7 @@ class SingleProcess:
         total, values = torch.zeros(()), {}
         for name, decoder in self.decoders.items():
             parts = self._objectives(name, decoder, step)
-            values |= {f"{name}/{key}": float(value) for key, value in parts.items()}
+            values |= {f"{name}/{key}": float(value.detach()) for key, value in parts.items()}
             loss = sum(step.weights[key] * value for key, value in parts.items())
             total = total + self.config.decoders[name].weight * loss
         return total, values

@@ -28,7 +28,7 @@ def test_every_problem_is_reported_at_once(
         "decoders.llama.ranks=3",
         "data.source=jsonl",
         f"data.path={bad}",
-        "sharding.backend=deepspeed",
+        "sharding.ds_config=nowhere.json",
     )
     assert main(overrides) == 2
     message = capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_every_problem_is_reported_at_once(
         "decoders.qwen.model: './nowhere' is no folder",
         "decoders.llama.ranks: 3, but placement=colocated",
         "bad.jsonl:2",
-        "sharding.backend: 'deepspeed'",
+        "sharding.ds_config: nowhere.json cannot be read",
     ):
         assert part in message, message
     assert "Traceback" not in message

@@ -162,9 +162,11 @@ def test_nothing_to_train_is_refused(recipe: str) -> None:
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 
-def test_deepspeed_file_belongs_to_deepspeed(recipe: str) -> None:
-    assert only_problem(recipe, "sharding.ds_config=x.json").startswith("sharding.ds_config:")
+def test_deepspeed_needs_its_file_and_fsdp_ignores_it(recipe: str) -> None:
+    problem = only_problem(recipe, "sharding.backend=deepspeed")
+    assert problem == "sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json"
     config_file.load(recipe, ["sharding.ds_config=x.json", "sharding.backend=deepspeed"])
+    config_file.load(recipe, ["sharding.ds_config=x.json"])
 
 
 # --- the tree

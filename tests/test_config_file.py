@@ -146,9 +146,10 @@ def test_number_like_text_of_a_file_is_never_changed(tmp_path: Path, text: str) 
     ],
 )
 def test_bad_option_lists_the_options(recipe: str, key: str, options: str) -> None:
+    file = "sharding.ds_config=x.json"
     assert only_problem(recipe, f"{key}=other") == f"{key}: 'other' is not one of {options}"
     for option in options.split(", "):
-        assert value(config_file.load(recipe, [f"{key}={option}"]), key) == option
+        assert value(config_file.load(recipe, [file, f"{key}={option}"]), key) == option
     assert "is not one of" in only_problem(recipe, f"{key}=[{options.split(', ')[0]}]")
 
 

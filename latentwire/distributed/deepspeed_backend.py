@@ -9,6 +9,8 @@ ZeRO offers no public way to read this rank's part of the gradient before the st
 it. The few attributes used for that are gathered at the end of this file.
 """
 
+import contextlib
+import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,13 +46,16 @@ class ZeroUnit:
         self._ranks = _DataParallel(group)
         self.num_parameters = sum(p.numel() for p in self._named.values())
         self._adamw = ScaledAdamW(groups, optim)
-        engine, *_ = start_deepspeed().initialize(
-            model=module,
-            optimizer=self._adamw.optimizer,
-            config=dict(settings) | _engine_settings(bf16=bf16),
-            mpu=self._ranks,
-            dist_init_required=False,
-        )
+        deepspeed = start_deepspeed()
+        # One of its optimizers prints the memory in use a dozen times.
+        with contextlib.redirect_stdout(io.StringIO()):
+            engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=self._adamw.optimizer,
+                config=_engine_settings(settings, bf16=bf16),
+                mpu=self._ranks,
+                dist_init_required=False,
+            )
         engine.allreduce_gradients = self._in_own_groups(engine.allreduce_gradients)
         if hasattr(engine.optimizer, "fp32_groups_flat_partition"):
             # There is no model parallelism whose ranks this optimizer should sum its norm over.
@@ -208,13 +213,13 @@ class _DataParallel:
         return 1
 
 
-def _engine_settings(*, bf16: bool) -> dict[str, Any]:
-    """What the engine gets beside the user's file; the trainer decides all of it.
+def _engine_settings(settings: Mapping[str, Any], *, bf16: bool) -> dict[str, Any]:
+    """The user's file, and beside it what the trainer decides.
 
     Batches and accumulation are the trainer's: to the engine each backward is one whole batch.
     The loss is normalised over the global batch already, so nothing may divide it again.
     """
-    settings: dict[str, Any] = {
+    own: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
@@ -222,13 +227,10 @@ def _engine_settings(*, bf16: bool) -> dict[str, Any]:
         # AdamW on the CPU is torch's own fused one, which needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
     }
-    if bf16:
-        settings |= {
-            "bf16": {"enabled": True},
-            "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
-        }
-    return settings
+    if not bf16:
+        return {**settings, **own}
+    own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return {"communication_data_type": "fp32", **settings, **own}
 
 
 # What follows knows the inside of ZeRO's three optimizers: stages 1 and 2 ("bit16_groups"), stage

@@ -101,6 +101,11 @@ def _zero_problems(zero: Any) -> list[str]:
         for key in zero
         if key not in _ZERO_ALLOWED
     ]
+    found += [
+        f"'zero_optimization.{key}' is \"auto\", which other tools fill in; give a value"
+        for key, value in zero.items()
+        if value == "auto"
+    ]
     stage = zero.get("stage")
     if stage not in (1, 2, 3) or isinstance(stage, bool):
         found.append(f"'zero_optimization.stage' is {json.dumps(stage)}; use 1, 2 or 3")

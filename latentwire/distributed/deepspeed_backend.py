@@ -3,10 +3,8 @@
 Stages 1 and 2 keep whole weights on every rank and shard the fp32 master weights and the moments
 (2 also the gradients); stage 3 shards the weights too (Rajbhandari et al., arXiv 1910.02054). Two
 engines share a process: which ranks an engine reduces over is told to it by ``mpu``, and the
-trainer's one ``loss.backward()`` runs through both.
-
-ZeRO offers no public way to read this rank's part of the gradient before the step, nor to drop
-it. The few attributes used for that are gathered at the end of this file.
+trainer's one ``loss.backward()`` runs through both. A gradient query (``autograd.grad``) must stop
+at an engine's output: its hooks take every backward that enters it for a training step's.
 """
 
 import contextlib
@@ -21,7 +19,8 @@ from latentwire.config import OptimConfig
 from latentwire.distributed.adamw import MOMENTS, ScaledAdamW, num_bytes
 from latentwire.distributed.deepspeed_library import start_deepspeed
 from latentwire.distributed.groups import Group
-from latentwire.distributed.sharding import UnitState, check_fits
+from latentwire.distributed.sharding import UnitState, check_fits, gather_state
+from latentwire.distributed.zero_optimizers import inside
 
 
 class ZeroUnit:
@@ -57,18 +56,15 @@ class ZeroUnit:
                 dist_init_required=False,
             )
         engine.allreduce_gradients = self._in_own_groups(engine.allreduce_gradients)
-        if hasattr(engine.optimizer, "fp32_groups_flat_partition"):
-            # There is no model parallelism whose ranks this optimizer should sum its norm over.
-            engine.optimizer.mpu = None
         self.module: nn.Module = engine
         self._engine = engine
-        self._zero = engine.optimizer
+        self._zero = inside(engine.optimizer)
 
     def set_sync(self, enabled: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(enabled)
 
     def local_grad_square(self) -> Tensor:
-        grads = [grad.float() for grad in _partitioned_gradients(self._zero)]
+        grads = [grad.float() for grad in self._zero.gradients()]
         square = torch.stack(torch._foreach_norm(grads)).square().sum()
         return square.to(self._engine.device)
 
@@ -77,82 +73,47 @@ class ZeroUnit:
         self._engine.step()
 
     def zero_grad(self) -> None:
-        _drop_gradients(self._zero)
+        self._zero.drop_gradients()
 
     def state_bytes(self) -> int:
         state = self._adamw.optimizer.state
         moments = sum(num_bytes(state[flat][key]) for flat in state for key in MOMENTS)
-        return moments + sum(num_bytes(flat) for flat in _masters(self._zero))
+        return moments + sum(num_bytes(flat) for flat in self._zero.masters())
 
     def export_state(self) -> UnitState | None:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         num_steps = self._adamw.num_steps
         if num_steps:
-            _link_moments(self._zero)
-        weights: dict[str, Tensor] = {}
-        moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
-        # One tensor at a time is whole; only the group's first rank keeps it.
-        for name, parameter in self._named.items():
-            self._keep(weights, name, safe_get_full_fp32_param(parameter))
-            for key in MOMENTS if num_steps else ():
-                self._keep(moments[key], name, safe_get_full_optimizer_state(parameter, key))
-        if self._group.rank != 0:
-            return None
-        return UnitState(
-            weights=weights,
-            first_moments=moments["exp_avg"],
-            second_moments=moments["exp_avg_sq"],
-            num_steps=num_steps,
-        )
+            self._zero.link_moments()
+
+        def read(name: str, moment: str | None) -> Tensor:
+            parameter = self._named[name]
+            if moment is None:
+                whole: Tensor = safe_get_full_fp32_param(parameter)
+            else:
+                whole = safe_get_full_optimizer_state(parameter, moment)
+            return whole
+
+        return gather_state(read, self._named, self._group, num_steps=num_steps)
 
     def import_state(self, state: UnitState) -> None:
         check_fits(state, self._shapes(), unit=self._group.name)
         for name, parameter in self._named.items():
-            self._set(parameter, state.weights[name])
-        _weights_from_masters(self._zero)
+            self._zero.write(parameter, state.weights[name], None)
+        self._zero.refresh_weights()
         if not state.first_moments:
             return
-        for flat in _masters(self._zero):
+        for flat in self._zero.masters():
             self._adamw.state_of(flat, num_steps=state.num_steps)
-        _link_moments(self._zero)
-        for key, tensors in zip(MOMENTS, (state.first_moments, state.second_moments), strict=True):
+        self._zero.link_moments()
+        for moment, tensors in state.moments.items():
             for name, parameter in self._named.items():
-                self._set(parameter, tensors[name], key)
-
-    def _keep(self, tensors: dict[str, Tensor], name: str, whole: Tensor) -> None:
-        if self._group.rank == 0:
-            tensors[name] = whole.detach().cpu().contiguous().clone()
+                self._zero.write(parameter, tensors[name], moment)
 
     def _shapes(self) -> dict[str, torch.Size]:
         # A parameter of stage 3 is empty outside the forward and keeps its shape beside it.
         return {name: getattr(p, "ds_shape", p.shape) for name, p in self._named.items()}
-
-    def _set(self, parameter: nn.Parameter, whole: Tensor, moment: str | None = None) -> None:
-        """Writes this rank's part of a master weight or of a moment."""
-        from deepspeed.utils import (
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
-
-        if hasattr(parameter, "ds_tensor"):
-            part = self._part(whole, parameter.ds_tensor.numel())
-            if moment is None:
-                safe_set_local_fp32_param(parameter, part)
-            else:
-                safe_set_local_optimizer_state(parameter, part, moment)
-        elif moment is None:
-            safe_set_full_fp32_param(parameter, whole)
-        else:
-            safe_set_full_optimizer_state(parameter, whole, moment)
-
-    def _part(self, whole: Tensor, size: int) -> Tensor:
-        """This rank's ``size`` elements; the last ranks' are padded with zeros."""
-        flat = whole.flatten()
-        flat = nn.functional.pad(flat, (0, size * self._group.size - flat.numel()))
-        return flat[self._group.rank * size :][:size]
 
     def _in_own_groups(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """``method``, with the library's global ``groups.mpu`` set to this engine's ranks.
@@ -231,67 +192,3 @@ def _engine_settings(settings: Mapping[str, Any], *, bf16: bool) -> dict[str, An
         return {**settings, **own}
     own |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return {"communication_data_type": "fp32", **settings, **own}
-
-
-# What follows knows the inside of ZeRO's three optimizers: stages 1 and 2 ("bit16_groups"), stage
-# 1 in bf16 ("fp32_groups_flat_partition"), and stage 3 ("fp32_partitioned_groups_flat").
-
-
-def _masters(zero: Any) -> list[Tensor]:
-    """This rank's flat partitions of the fp32 master weights."""
-    names = (
-        "fp32_partitioned_groups_flat",
-        "fp32_groups_flat_partition",
-        "single_partition_of_fp32_groups",
-    )
-    masters: list[Tensor] = next(getattr(zero, name) for name in names if hasattr(zero, name))
-    return masters
-
-
-def _partitioned_gradients(zero: Any) -> list[Tensor]:
-    """This rank's part of the reduced gradient, between backward and step."""
-    if hasattr(zero, "fp32_groups_gradient_flat_partition"):
-        return list(zero.fp32_groups_gradient_flat_partition)
-    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies to the CPU are asynchronous
-        return [master.grad for master in _masters(zero) if master.grad is not None]
-    return [grad for grads in zero.averaged_gradients.values() for grad in grads or ()]
-
-
-def _drop_gradients(zero: Any) -> None:
-    """Forgets the gradient in every buffer, as if no backward had run since the last step."""
-    zero.zero_grad()
-    if hasattr(zero, "fp32_groups_flat_partition"):
-        return
-    # Emptied in place: the fragments of stages 1 and 2 refer to this dictionary.
-    for key in zero.averaged_gradients:
-        zero.averaged_gradients[key] = None
-    if hasattr(zero, "bit16_groups"):
-        from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
-
-        zero.micro_step_id = INITIAL_MICRO_STEP_ID
-    if getattr(zero, "cpu_offload", False) or getattr(zero, "offload_optimizer", False):
-        zero.reset_cpu_buffers()
-
-
-def _weights_from_masters(zero: Any) -> None:
-    """Makes the weights of the forward equal to the master weights. All members must call."""
-    if not hasattr(zero, "fp32_partitioned_groups_flat"):
-        zero.update_lp_params()
-        return
-    for index in range(len(zero.fp32_partitioned_groups_flat)):
-        zero._reassign_or_swap_out_partitioned_parameters(index)
-    if zero.persistent_parameters:
-        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
-
-
-def _link_moments(zero: Any) -> None:
-    """Has the parameters of stages 1 and 2 find their moments in the optimizer's state.
-
-    The library does it once, after the step of the first parameter group, when the others have
-    no state yet.
-    """
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from latentwire.config import OptimConfig
 from latentwire.distributed.adamw import MOMENTS, NamedParameters, ScaledAdamW, local, num_bytes
 from latentwire.distributed.groups import Group
-from latentwire.distributed.sharding import UnitState, check_fits
+from latentwire.distributed.sharding import UnitState, check_fits, gather_state
 
 
 class FsdpUnit:
@@ -37,11 +37,11 @@ class FsdpUnit:
         self.module.set_requires_gradient_sync(enabled)
 
     def local_grad_square(self) -> Tensor:
-        local = [grad.float() for grad in self._local_grads()]
-        if not local:
+        grads = [local(p.grad).float() for p in self._named.values() if p.grad is not None]
+        if not grads:
             device = next(self.module.parameters()).device
             return torch.zeros((), device=device)
-        return torch.stack(torch._foreach_norm(local)).square().sum()
+        return torch.stack(torch._foreach_norm(grads)).square().sum()
 
     def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
         self._adamw.prepare(rates, grad_scale)
@@ -56,22 +56,16 @@ class FsdpUnit:
         return moments + sum(num_bytes(p) for p in self._named.values())
 
     def export_state(self) -> UnitState | None:
-        state = self._adamw.optimizer.state
-        moments: dict[str, dict[str, Tensor]] = {key: {} for key in MOMENTS}
-        weights: dict[str, Tensor] = {}
-        # One tensor at a time is whole; only the group's first rank keeps it.
-        for name, parameter in self._named.items():
-            self._keep(weights, name, parameter.detach())
-            for key in MOMENTS if parameter in state else ():
-                self._keep(moments[key], name, state[parameter][key])
-        if self._group.rank != 0:
-            return None
-        return UnitState(
-            weights=weights,
-            first_moments=moments["exp_avg"],
-            second_moments=moments["exp_avg_sq"],
-            num_steps=self._adamw.num_steps,
-        )
+        def read(name: str, moment: str | None) -> Tensor:
+            parameter = self._named[name]
+            own: Tensor = parameter
+            if moment is not None:
+                # A parameter that no example ever reached has no moments yet.
+                state = self._adamw.optimizer.state.get(parameter, {})
+                own = state[moment] if state else torch.zeros_like(parameter)
+            return own.full_tensor() if isinstance(own, DTensor) else own
+
+        return gather_state(read, self._named, self._group, num_steps=self._adamw.num_steps)
 
     def import_state(self, state: UnitState) -> None:
         shapes = {name: parameter.shape for name, parameter in self._named.items()}
@@ -79,20 +73,11 @@ class FsdpUnit:
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(self._shard_like(state.weights[name], parameter))
-        moments = zip(MOMENTS, (state.first_moments, state.second_moments), strict=True)
-        for key, tensors in moments:
+        for moment, tensors in state.moments.items():
             for name, whole in tensors.items():
                 parameter = self._named[name]
                 own = self._adamw.state_of(parameter, num_steps=state.num_steps)
-                own[key] = self._shard_like(whole, parameter)
-
-    def _local_grads(self) -> list[Tensor]:
-        return [local(p.grad) for p in self._named.values() if p.grad is not None]
-
-    def _keep(self, tensors: dict[str, Tensor], name: str, value: Tensor) -> None:
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if self._group.rank == 0:
-            tensors[name] = whole.cpu().contiguous()
+                own[moment] = self._shard_like(whole, parameter)
 
     @staticmethod
     def _shard_like(whole: Tensor, like: nn.Parameter) -> Tensor:

@@ -1,6 +1,6 @@
 """The seam between the trainer and what shards its weights and optimizer state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.config import ConfigError
+from latentwire.distributed.adamw import MOMENTS
 from latentwire.distributed.groups import Group
 
 
@@ -21,6 +22,11 @@ class UnitState:
     second_moments: dict[str, Tensor]
     num_steps: int
     """Optimizer steps taken."""
+
+    @property
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Both moments by torch's names; empty where no step was taken."""
+        return dict(zip(MOMENTS, (self.first_moments, self.second_moments), strict=True))
 
 
 class ShardedUnit(Protocol):
@@ -58,6 +64,36 @@ class ShardingBackend(Protocol):
 
     def wrap(self, module: nn.Module, group: Group) -> ShardedUnit:
         """Shards ``module`` over ``group``; the unit's own ``module`` takes its place."""
+
+
+def gather_state(
+    read: Callable[[str, str | None], Tensor], names: Iterable[str], group: Group, *, num_steps: int
+) -> UnitState | None:
+    """A unit's whole state on the group's first rank, None elsewhere. All members must call.
+
+    Args:
+        read: (parameter's name, moment's name or None for the weight) -> the whole tensor; a
+            collective over the group.
+        num_steps: without a step there are no moments.
+    """
+    parts: dict[str | None, dict[str, Tensor]] = {part: {} for part in (None, *MOMENTS)}
+    for name in names:
+        for part, tensors in parts.items():
+            if part is not None and num_steps == 0:
+                continue
+            # One tensor at a time is whole; only the first rank keeps it.
+            whole = read(name, part)
+            if group.rank == 0:
+                tensors[name] = whole.detach().cpu().contiguous()
+    if group.rank != 0:
+        return None
+    weights, first_moments, second_moments = parts.values()
+    return UnitState(
+        weights=weights,
+        first_moments=first_moments,
+        second_moments=second_moments,
+        num_steps=num_steps,
+    )
 
 
 def check_fits(state: UnitState, shapes: Mapping[str, torch.Size], *, unit: str) -> None:

@@ -1,6 +1,8 @@
 """Shared fixtures: a very small random pair, and the embedded pair where it is checked out."""
 
 import dataclasses
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,18 @@ SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # What every rank of a multi-process test would import anew.
+    multiprocessing.set_forkserver_preload(
+        [
+            "latentwire.training.run",
+            "latentwire.evaluation.runner",
+            "transformers.models.llama.modeling_llama",
+            "transformers.models.qwen2.modeling_qwen2",
+            "peft",
+            "deepspeed",
+        ]
+    )
 
 
 @pytest.fixture(scope="session")

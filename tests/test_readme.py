@@ -69,6 +69,7 @@ def test_a_trainer_command_is_valid(
         f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in range(30)
     )
     (tmp_path / "train-v1.1.json").write_text(f'{{"data": [{paragraphs}]}}')
+    (tmp_path / "ds_configs").symlink_to(REPOSITORY / "ds_configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     assert main(["--dry-run", *(word for word in arguments if word != "--dry-run")]) == 0

@@ -156,7 +156,7 @@ def _report_units(job: Job) -> None:
 def _report_state(job: Job) -> None:
     sizes = {name: unit.state_bytes() / 2**20 for name, unit in job.units.items()}
     parts = ", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items())
-    log.info("weights in fp32 and moments on this rank: %s", parts)
+    log.info("optimizer state on this rank (fp32 weights, both moments): %s", parts)
 
 
 def _restore(step: Step | None, job: Job) -> state.Place | None:

@@ -88,7 +88,8 @@ def test_accumulated_gradients_equal_the_single_process(pair: Path, tmp_path: Pa
         "train.accumulation=3",
     )
     combinations = {f"{backend}/full": more for backend, more in BACKENDS.items()}
-    check_gradients(overrides, 3, combinations)
+    # Other sums are rounded than in the whole batch: all backends differ from it alike, by 1e-5.
+    check_gradients(overrides, 3, combinations, tolerance=3e-5)
 
 
 def test_bf16_gradients_are_near_those_of_fp32(pair: Path, tmp_path: Path) -> None:

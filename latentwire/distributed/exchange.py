@@ -13,20 +13,24 @@ from torch import Tensor
 
 from latentwire.distributed.groups import Group
 
+# Their names before torch 2.13 warn after it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latents: Tensor, group: Group) -> Tensor:
         ctx.group = group
         gathered = latents.new_empty(group.size * latents.shape[0], *latents.shape[1:])
-        dist.all_gather_single(gathered, latents.contiguous(), group=group.handle)
+        _all_gather(gathered, latents.contiguous(), group=group.handle)
         return gathered
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         group: Group = ctx.group
         own = grad.new_empty(grad.shape[0] // group.size, *grad.shape[1:])
-        dist.reduce_scatter_single(own, grad.contiguous(), group=group.handle)
+        _reduce_scatter(own, grad.contiguous(), group=group.handle)
         return own, None
 
 

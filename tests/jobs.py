@@ -1,6 +1,5 @@
 """Jobs of any layout and backend, and one process that does the same by hand."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -226,10 +225,3 @@ def largest_gradient_difference(
         for rank in ranks
         for key, found in rank.items()
     )
-
-
-def smoke_copy(tmp_path: Path, name: str) -> Path:
-    """A folder for one of several jobs of a test."""
-    folder = tmp_path / name.replace(" ", "")
-    folder.mkdir(exist_ok=True)
-    return folder

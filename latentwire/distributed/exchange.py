@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentwire.distributed.groups import Group
 
-# Their names before torch 2.13 warn after it.
+# torch 2.13 has renamed them, and warns of the older names.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 

@@ -38,8 +38,9 @@ class Guard:
         """Steps of the run that were skipped."""
         self._job = job
         self._limit = limit
+        self.reason = ""
+        """What was wrong with the last of them."""
         self._in_a_row = 0
-        self._reason = ""
 
     def passed(self) -> None:
         """The step is finite."""
@@ -49,9 +50,9 @@ class Guard:
         """The step is not: counts it and logs why. All ranks must call."""
         self.num_skipped += 1
         self._in_a_row += 1
-        self._reason = "; ".join(blame(self._job, plan, record, gradient))
+        self.reason = "; ".join(blame(self._job, plan, record, gradient))
         if self._job.groups.rank == 0:
-            log.warning("stage %s step %d: skipped: %s", plan.stage, plan.step, self._reason)
+            log.warning("stage %s step %d: skipped: %s", plan.stage, plan.step, self.reason)
 
     def exhausted(self) -> str:
         """Why the run must end, or an empty string."""
@@ -59,7 +60,7 @@ class Guard:
             return ""
         return (
             f"{self._in_a_row} steps in a row were not finite (train.max_skipped is "
-            f"{self._limit}); the last: {self._reason}"
+            f"{self._limit}); the last: {self.reason}"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from latentwire import config_file
 from latentwire.checkpointing.commit import newest
+from latentwire.config import Config
 from latentwire.distributed.assembly import Job
 from latentwire.testing import run_distributed
 from latentwire.training import guard as guard_module
@@ -89,7 +90,7 @@ def train_steps(
         else:
             record = trainer.step(plans.plan(number))
         rows += record.rows()
-        reason = trainer.guard._reason
+        reason = trainer.guard.reason
     found = {}
     for name, unit in job.units.items():
         state = unit.export_state()
@@ -172,7 +173,29 @@ def raises_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str
     )
     with poisoned("loss", first_only=False), pytest.raises(guard_module.NonFiniteError) as caught:
         trainer.run(jobs.make_stage(config), done=0, stop=_Never())  # type: ignore[arg-type]
-    return {"saved": saved, "message": str(caught.value), "skipped": trainer.guard.num_skipped}
+    return {
+        "saved": saved,
+        "message": str(caught.value),
+        "skipped": trainer.guard.num_skipped,
+        "inside": reason_inside(config, world_size),
+    }
+
+
+def reason_inside(config: Config, world_size: int) -> str:
+    """The reason given where every objective's gradient is fine down to the soft prompt."""
+    job = jobs.make_job(config, world_size)
+    real = job.soft_prompt
+
+    def soft_prompt(name: str, *arguments: Any) -> Tensor:
+        soft = real(name, *arguments)
+        if soft.requires_grad and name == "qwen":
+            soft.register_hook(lambda grad: grad * float("inf"))
+        return soft
+
+    job.soft_prompt = soft_prompt  # type: ignore[method-assign]
+    trainer = jobs.make_trainer(job)
+    trainer.step(jobs.make_stage(config).plan(1))
+    return trainer.guard.reason
 
 
 class _Never:
@@ -189,6 +212,7 @@ def test_too_many_in_a_row_end_the_run_and_save_it(pair: Path, tmp_path: Path) -
     assert result["skipped"] == 9, "those before the resume count too"
     assert result["message"].startswith("2 steps in a row were not finite (train.max_skipped is 1)")
     assert "loss first of 'llama' on rank 0" in result["message"]
+    assert result["inside"] == "gradient inside encoder; gradient inside adapter_qwen"
 
 
 def test_a_learning_rate_far_too_high_ends_with_a_message(pair: Path, tmp_path: Path) -> None:

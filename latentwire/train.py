@@ -95,7 +95,8 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     except NonFiniteError as error:
         # Every rank raises it with the same words, and the last step is saved.
         _failed(plan.run_folder, error)
-        log.error("ended: %s", error)
+        if process_groups.launch_rank() == 0:
+            log.error("ended: %s", error)
         return 1
     except RuntimeError as error:
         earlier = _failed(plan.run_folder, error)

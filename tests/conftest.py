@@ -20,6 +20,8 @@ SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Jobs of the tests are on the CPU, whatever the machine has.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # What every rank of a multi-process test would import anew.
     multiprocessing.set_forkserver_preload(
         [

@@ -33,9 +33,16 @@ BACKENDS = {
         ]
         for name in ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
     },
+    # Parameters as small as those of the tests stay whole with the shipped files.
+    "zero3_sharded": [
+        "sharding.backend=deepspeed",
+        f"sharding.ds_config={REPOSITORY / 'tests' / 'ds_configs' / 'zero3_sharded.json'}",
+    ],
 }
 """Overrides of each backend."""
 BF16_BACKENDS = {f"{name} bf16": [*more, "precision=bf16"] for name, more in BACKENDS.items()}
+PARTS = ("weights", "first_moments", "second_moments")
+"""Of a unit's state."""
 ENCODERS = {"full": ["encoder.lora.rank=0"], "lora": ["encoder.lora.rank=4"]}
 LAYOUTS = {
     "1": (1, ["placement=colocated"]),
@@ -194,6 +201,18 @@ def job_curve(job: Job, steps: list[StepPlan]) -> list[dict[str, float]]:
             }
         )
     return rows
+
+
+def exported(job: Job) -> dict[str, Tensor]:
+    """This rank's part of the job's logical state."""
+    found: dict[str, Tensor] = {}
+    for name, unit in job.units.items():
+        whole = unit.export_state()
+        if whole is not None:
+            for part in PARTS:
+                found |= {f"{name}.{part}.{k}": v for k, v in getattr(whole, part).items()}
+            found[f"{name}.num_steps"] = torch.tensor(whole.num_steps)
+    return found
 
 
 def largest_curve_difference(

@@ -112,11 +112,12 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
     }
     wire, tokenizer = _build(config, shapes, device)
     backend = _make_backend(config)
-    units = {"encoder": backend.wrap(wire.shared, groups.world)}
+    units = {"encoder": backend.wrap("encoder", wire.shared, groups.world)}
     wire.shared = units["encoder"].module
     for name in decoders:
-        unit = backend.wrap(wire.units[name], groups.decoder(name))
-        units[f"adapter_{name}"], wire.units[name] = unit, unit.module
+        unit_name = f"adapter_{name}"
+        unit = backend.wrap(unit_name, wire.units[name], groups.decoder(name))
+        units[unit_name], wire.units[name] = unit, unit.module
     return Job(
         config=config,
         groups=groups,

@@ -32,6 +32,7 @@ class ZeroUnit:
 
     def __init__(
         self,
+        name: str,
         module: nn.Module,
         group: Group,
         optim: OptimConfig,
@@ -41,11 +42,14 @@ class ZeroUnit:
     ) -> None:
         groups = module.parameter_groups()  # type: ignore[operator]
         self._named: dict[str, nn.Parameter] = {n: p for named in groups.values() for n, p in named}
+        self._name = name
         self._group = group
         self._ranks = _DataParallel(group)
         self.num_parameters = sum(p.numel() for p in self._named.values())
         self._adamw = ScaledAdamW(groups, optim)
-        deepspeed = start_deepspeed()
+        deepspeed = start_deepspeed(group.mesh.device_type)
+        # The engine rounds the weights to bf16 before it makes the master weights of them.
+        unrounded = {n: p.detach().cpu().clone() for n, p in self._named.items()} if bf16 else {}
         # One of its optimizers prints the memory in use a dozen times.
         with contextlib.redirect_stdout(io.StringIO()):
             engine, *_ = deepspeed.initialize(
@@ -59,6 +63,8 @@ class ZeroUnit:
         self.module: nn.Module = engine
         self._engine = engine
         self._zero = inside(engine.optimizer)
+        for key, weight in unrounded.items():
+            self._zero.write(self._named[key], weight, None)
 
     def set_sync(self, enabled: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(enabled)
@@ -98,7 +104,7 @@ class ZeroUnit:
         return gather_state(read, self._named, self._group, num_steps=num_steps)
 
     def import_state(self, state: UnitState) -> None:
-        check_fits(state, self._shapes(), unit=self._group.name)
+        check_fits(state, self._shapes(), unit=self._name)
         for name, parameter in self._named.items():
             self._zero.write(parameter, state.weights[name], None)
         self._zero.refresh_weights()
@@ -142,8 +148,8 @@ class DeepspeedBackend:
         self._settings = settings
         self._bf16 = bf16
 
-    def wrap(self, module: nn.Module, group: Group) -> ZeroUnit:
-        return ZeroUnit(module, group, self._optim, self._settings, bf16=self._bf16)
+    def wrap(self, name: str, module: nn.Module, group: Group) -> ZeroUnit:
+        return ZeroUnit(name, module, group, self._optim, self._settings, bf16=self._bf16)
 
 
 class _DataParallel:
@@ -185,6 +191,8 @@ def _engine_settings(settings: Mapping[str, Any], *, bf16: bool) -> dict[str, An
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
         "steps_per_print": None,
+        # Its timer waits for the device at every forward and step.
+        "timers": {"throughput": {"enabled": False}},
         # AdamW on the CPU is torch's own fused one, which needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
     }

@@ -1,4 +1,4 @@
-"""The one place that imports DeepSpeed, so that it comes up the same way for everyone."""
+"""The one place that starts DeepSpeed, so that it comes up the same way for everyone."""
 
 import importlib.util
 import logging
@@ -14,10 +14,15 @@ def is_installed() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
-def load_deepspeed() -> Any:
-    """The library, quiet, with nothing compiled; imported by those who ask for it only."""
+def load_deepspeed(device_type: str | None = None) -> Any:
+    """The library, quiet, with nothing compiled; imported by those who ask for it only.
+
+    Args:
+        device_type: what the job runs on; by default what this machine has.
+    """
     # Its own detection warns about every machine without a GPU.
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", device_type or found)
     # It calls two collectives of torch by their older names, at every step.
     warnings.filterwarnings("ignore", r".*_tensor` is deprecated", FutureWarning)
     import deepspeed
@@ -29,9 +34,11 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
-def start_deepspeed() -> Any:
-    """The library, on the process groups that exist already."""
-    deepspeed = load_deepspeed()
+def start_deepspeed(device_type: str) -> Any:
+    """The library, on the process groups that exist already, for a job on ``device_type``."""
+    deepspeed = load_deepspeed(device_type)
+    chosen = deepspeed.accelerator.get_accelerator().device_name()
+    assert chosen == device_type, f"DeepSpeed runs on {chosen} (DS_ACCELERATOR), not {device_type}"
     # Only a launcher sets the variable it asks for; the same default as for our device.
     os.environ.setdefault("LOCAL_RANK", "0")
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)

@@ -12,13 +12,8 @@ from typing import Any
 from latentwire.config import ConfigError
 from latentwire.distributed.deepspeed_library import load_deepspeed
 
-_ALLOWED = {
-    "zero_optimization",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "comms_logger",
-}
+_ALLOWED = {"zero_optimization", "communication_data_type"}
+_COMMUNICATION_TYPES = ("fp32", "bf16", "fp16")
 _OURS = {
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.batch_size",
@@ -41,24 +36,24 @@ _OURS = {
 """Keys of DeepSpeed that a key of the run's configuration decides."""
 _ZERO_ALLOWED = {
     "stage",
-    "allgather_partitions",
-    "allgather_bucket_size",
     "reduce_bucket_size",
     "reduce_scatter",
     "overlap_comm",
     "contiguous_gradients",
-    "round_robin_gradients",
-    "use_multi_rank_bucket_allreduce",
-    "sub_group_size",
     "offload_optimizer",
+}
+"""Under ``zero_optimization``, in every stage; then those that only some stages read."""
+_STAGES_1_AND_2 = {"allgather_bucket_size", "use_multi_rank_bucket_allreduce"}
+_STAGE_3 = {
     "offload_param",
+    "sub_group_size",
     "stage3_max_live_parameters",
     "stage3_max_reuse_distance",
     "stage3_prefetch_bucket_size",
     "stage3_param_persistence_threshold",
     "stage3_model_persistence_threshold",
 }
-_OFFLOAD_ALLOWED = {"device", "pin_memory", "buffer_count", "buffer_size", "max_in_cpu"}
+_OFFLOAD_ALLOWED = {"device", "pin_memory"}
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
@@ -90,30 +85,40 @@ def _top_problems(tree: Mapping[str, Any]) -> list[str]:
             found.append(f"'{key}' is decided by {_OURS[key]} of the run; remove it from the file")
         elif key not in _ALLOWED:
             found.append(f"'{key}' is not one of {', '.join(sorted(_ALLOWED))}; remove it")
+    kind = tree.get("communication_data_type", "fp32")
+    if kind not in _COMMUNICATION_TYPES:
+        found.append(
+            f"'communication_data_type' is {json.dumps(kind)}; "
+            f"use one of {', '.join(_COMMUNICATION_TYPES)}"
+        )
     return found
 
 
 def _zero_problems(zero: Any) -> list[str]:
     if not isinstance(zero, dict):
         return ["'zero_optimization' is missing; give it a stage, 1 to 3"]
-    found = [
-        f"'zero_optimization.{key}' is not supported; remove it"
-        for key in zero
-        if key not in _ZERO_ALLOWED
-    ]
+    stage = zero.get("stage")
+    found = []
+    for key in zero.keys() - _ZERO_ALLOWED:
+        if key not in _STAGES_1_AND_2 | _STAGE_3:
+            found.append(f"'zero_optimization.{key}' is not supported; remove it")
+        elif stage in (1, 2) and key in _STAGE_3:
+            found.append(f"'zero_optimization.{key}' is read by stage 3 only; remove it")
+        elif stage == 3 and key in _STAGES_1_AND_2:
+            found.append(f"'zero_optimization.{key}' is read by stages 1 and 2 only; remove it")
     found += [
         f"'zero_optimization.{key}' is \"auto\", which other tools fill in; give a value"
         for key, value in zero.items()
         if value == "auto"
     ]
-    stage = zero.get("stage")
     if stage not in (1, 2, 3) or isinstance(stage, bool):
         found.append(f"'zero_optimization.stage' is {json.dumps(stage)}; use 1, 2 or 3")
     for key in ("offload_optimizer", "offload_param"):
         found += _offload_problems(key, zero.get(key))
-    if stage != 3 and zero.get("offload_param") is not None:
-        found.append("'zero_optimization.offload_param' needs stage 3; remove it")
-    return found or _library_problems(zero)
+    bucket = zero.get("allgather_bucket_size")
+    if isinstance(bucket, int) and bucket % 2:
+        found.append(f"'zero_optimization.allgather_bucket_size' is {bucket}; use an even number")
+    return sorted(found) or _library_problems(zero)
 
 
 def _offload_problems(key: str, offload: Any) -> list[str]:

@@ -16,7 +16,9 @@ from latentwire.distributed.sharding import UnitState, check_fits, gather_state
 class FsdpUnit:
     """A module sharded over a group, with its AdamW."""
 
-    def __init__(self, module: nn.Module, group: Group, optim: OptimConfig, *, bf16: bool) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, group: Group, optim: OptimConfig, *, bf16: bool
+    ) -> None:
         policy = (
             MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             if bf16
@@ -26,6 +28,7 @@ class FsdpUnit:
             fully_shard(block, mesh=group.mesh, mp_policy=policy)
         fully_shard(module, mesh=group.mesh, mp_policy=policy)
         self.module = module
+        self._name = name
         self._group = group
         groups: Mapping[str, NamedParameters] = module.parameter_groups()  # type: ignore[operator]
         self._named = {name: p for members in groups.values() for name, p in members}
@@ -69,7 +72,7 @@ class FsdpUnit:
 
     def import_state(self, state: UnitState) -> None:
         shapes = {name: parameter.shape for name, parameter in self._named.items()}
-        check_fits(state, shapes, unit=self._group.name)
+        check_fits(state, shapes, unit=self._name)
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(self._shard_like(state.weights[name], parameter))
@@ -103,5 +106,5 @@ class FsdpBackend:
         self._optim = optim
         self._bf16 = bf16
 
-    def wrap(self, module: nn.Module, group: Group) -> FsdpUnit:
-        return FsdpUnit(module, group, self._optim, bf16=self._bf16)
+    def wrap(self, name: str, module: nn.Module, group: Group) -> FsdpUnit:
+        return FsdpUnit(name, module, group, self._optim, bf16=self._bf16)

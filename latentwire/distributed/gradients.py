@@ -44,7 +44,7 @@ def global_gradient(
         dist.all_reduce(totals, group=world.handle)
     squares = totals[:-1]
     norm = squares.sum().sqrt()
-    # The one value of a step that is read on the host: whether the step happens depends on it.
+    # The trainer reads no other value of a step on the host; whether it happens depends on this.
     is_finite = bool(torch.isfinite(norm) & (totals[-1] == 0))
     return GlobalGradient(norm=norm, squares=squares, is_finite=is_finite)
 

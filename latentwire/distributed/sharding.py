@@ -62,8 +62,12 @@ class ShardedUnit(Protocol):
 class ShardingBackend(Protocol):
     """Makes sharded units."""
 
-    def wrap(self, module: nn.Module, group: Group) -> ShardedUnit:
-        """Shards ``module`` over ``group``; the unit's own ``module`` takes its place."""
+    def wrap(self, name: str, module: nn.Module, group: Group) -> ShardedUnit:
+        """Shards ``module`` over ``group``; the unit's own ``module`` takes its place.
+
+        Args:
+            name: the unit's name in checkpoints and messages.
+        """
 
 
 def gather_state(
@@ -108,7 +112,10 @@ def check_fits(state: UnitState, shapes: Mapping[str, torch.Size], *, unit: str)
     missing = sorted(shapes.keys() ^ state.weights.keys())
     if missing:
         raise ConfigError(
-            [f"the checkpoint of unit '{unit}' does not fit the model: {missing[:5]} differ"]
+            [
+                f"the checkpoint of unit '{unit}' does not fit the model: {missing[:5]} are in one "
+                "of them only; resume with the models and the encoder.lora it was trained with"
+            ]
         )
     for name, shape in shapes.items():
         found = state.weights[name].shape

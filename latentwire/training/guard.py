@@ -60,7 +60,9 @@ class Guard:
             return ""
         return (
             f"{self._in_a_row} steps in a row were not finite (train.max_skipped is "
-            f"{self._limit}); the last: {self.reason}"
+            f"{self._limit}); the last: {self.reason}. The same command goes on from here, with "
+            "a larger train.max_skipped if need be; lower optim.encoder_lr and optim.adapter_lr "
+            "want another run.tag"
         )
 
 

@@ -88,7 +88,20 @@ def test_what_the_run_decides_is_refused(key: str, value: Any, ours: str, tmp_pa
         (zero(offload_optimizer={"device": "nvme"}), 'device\' is "nvme"; use cpu or none'),
         (zero(offload_optimizer={"device": "cpu", "ratio": 0.5}), "ratio' is not supported"),
         (zero(offload_optimizer="cpu"), "offload_optimizer' must be an object"),
-        (zero(offload_param={"device": "cpu"}), "offload_param' needs stage 3; remove it"),
+        (zero(offload_param={"device": "cpu"}), "offload_param' is read by stage 3 only"),
+        (zero(sub_group_size=8), "sub_group_size' is read by stage 3 only; remove it"),
+        (zero(stage=3, allgather_bucket_size=8), "is read by stages 1 and 2 only; remove it"),
+        (zero(allgather_bucket_size=7), "allgather_bucket_size' is 7; use an even number"),
+        # It would have ZeRO's own readers of its state address other parameters.
+        (zero(round_robin_gradients=True), "round_robin_gradients' is not supported"),
+        (zero(offload_optimizer={"device": "cpu", "buffer_count": 4}), "buffer_count' is not"),
+        (
+            '{"zero_optimization": {"stage": 2}, "communication_data_type": "int8"}',
+            "'communication_data_type' is \"int8\"; use one of fp32, bf16, fp16",
+        ),
+        # Both would change the gradient, or end in an assertion, in one stage or another.
+        ('{"zero_optimization": {"stage": 3}, "prescale_gradients": true}', "is not one of"),
+        ('{"zero_optimization": {"stage": 3}, "gradient_predivide_factor": 2}', "is not one of"),
         (zero(reduce_bucket_size="auto"), 'reduce_bucket_size\' is "auto"'),
         (zero(overlap_comm="often"), 'overlap_comm\' is "often"'),
         ('{"zero_optimisation": {"stage": 2}}', "'zero_optimisation' is not one of"),

@@ -7,7 +7,6 @@ import jobs
 import pytest
 import torch
 from conftest import small_overrides
-from torch import Tensor
 
 from latentwire import config_file
 from latentwire.checkpointing import state
@@ -20,12 +19,11 @@ from latentwire.testing import run_distributed
 EVERY = {
     name: (jobs.BACKENDS | jobs.BF16_BACKENDS)[name]
     for name in (
-        *("fsdp", "zero2", "zero3", "zero2_offload", "zero3_offload"),
+        *("fsdp", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_sharded"),
         *("fsdp bf16", "zero1 bf16", "zero2 bf16", "zero3 bf16"),
     )
 }
 """Each way in which a backend keeps its state (in fp32, ZeRO 1 keeps it as ZeRO 2 does)."""
-PARTS = ("weights", "first_moments", "second_moments")
 BYTES = 3 * 4
 """A weight and two moments, in fp32."""
 
@@ -56,18 +54,6 @@ def test_optimizer_state_is_divided_among_the_ranks(
                 assert 0.9 * share < held < 1.1 * share, (backend, name)
 
 
-def exported(job: Job) -> dict[str, Tensor]:
-    """This rank's part of the job's logical state."""
-    found: dict[str, Tensor] = {}
-    for name, unit in job.units.items():
-        whole = unit.export_state()
-        if whole is not None:
-            for part in PARTS:
-                found |= {f"{name}.{part}.{k}": v for k, v in getattr(whole, part).items()}
-            found[f"{name}.num_steps"] = torch.tensor(whole.num_steps)
-    return found
-
-
 def train(job: Job, first: int, last: int) -> None:
     trainer, stage = jobs.make_trainer(job), jobs.make_stage(job.config)
     for step in range(first, last + 1):
@@ -87,6 +73,25 @@ def restored(overrides: list[str], folder: Path, world_size: int) -> Job:
     return job
 
 
+def first_weights_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, list[str]]:
+    """Master weights that differ from FSDP2's, which keeps what it is given, by backend."""
+    found = {}
+    expected: dict[str, Any] = {}
+    for backend, more in jobs.BF16_BACKENDS.items():
+        config = config_file.load("smoke", [*overrides, *more])
+        now = jobs.exported(jobs.make_job(config, world_size))
+        expected = expected or now
+        found[backend] = [key for key in expected if not torch.equal(now[key], expected[key])]
+    weights = [value for key, value in expected.items() if ".weights." in key]
+    assert any(not torch.equal(w, w.bfloat16().float()) for w in weights), "rounding would show"
+    return found
+
+
+def test_master_weights_in_bf16_start_unrounded(pair: Path, tmp_path: Path) -> None:
+    for rank in run_distributed(first_weights_on_rank, 2, small_overrides(pair, tmp_path)):
+        assert rank == {name: [] for name in jobs.BF16_BACKENDS}
+
+
 def resume_on_rank(
     rank: int, world_size: int, overrides: list[str], root: str
 ) -> dict[str, list[str]]:
@@ -99,10 +104,10 @@ def resume_on_rank(
         train(job, 1, 1)
         save(job, folder, 1)
         train(job, 2, 2)
-        expected = exported(job)
+        expected = jobs.exported(job)
         again = restored([*overrides, *more], folder, world_size)
         train(again, 2, 2)
-        state_again = exported(again)
+        state_again = jobs.exported(again)
         assert state_again.keys() == expected.keys()
         found[name] = [k for k in expected if not torch.equal(expected[k], state_again[k])]
     return found
@@ -130,18 +135,18 @@ def move_on_rank(rank: int, world_size: int, overrides: list[str], folder: str) 
     found: dict[str, Any] = {}
     for name, more in jobs.BACKENDS.items():
         job = restored([*overrides, *more], Path(folder), world_size)
-        now = exported(job)
+        now = jobs.exported(job)
         loaded = {unit: read_unit(step.path / unit) for unit in job.units}
         changed = [
             f"{unit}.{part}.{key}"
             for unit, whole in loaded.items()
-            for part in PARTS
+            for part in jobs.PARTS
             for key, tensor in getattr(whole, part).items()
             if f"{unit}.{part}.{key}" in now
             and not torch.equal(tensor, now[f"{unit}.{part}.{key}"])
         ]
         train(job, 3, 3)
-        then = exported(job)
+        then = jobs.exported(job)
         expected = {
             f"{unit}.weights.{key}": tensor
             for unit in job.units
@@ -174,7 +179,7 @@ def test_a_checkpoint_moves_to_any_backend_and_world(pair: Path, tmp_path: Path)
         # Another width is refused, with the reason.
         for message in rank.pop("refusals"):
             assert "holds 'encoder.project.weight' of shape (32, 48)" in message
-            assert "the model has (16, 48)" in message
+            assert "unit 'encoder'" in message and "the model has (16, 48)" in message
         for name, result in rank.items():
             assert result["changed"] == [], name
             # AdamW divides by the square root of tiny second moments: rounding grows there.

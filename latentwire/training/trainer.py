@@ -70,14 +70,10 @@ class Trainer:
             if record.progress:
                 bar.set_postfix(record.progress)
             reason = stop.agreed(world)
-            interval = config.checkpoint.interval
             exhausted = self.guard.exhausted()
-            if (
-                exhausted
-                or reason
-                or step == stage.num_steps
-                or (interval and step % interval == 0)
-            ):
+            interval = config.checkpoint.interval
+            is_due = step == stage.num_steps or (interval and step % interval == 0)
+            if is_due or reason or exhausted:
                 self._save(stage.name, step)
             if exhausted:
                 raise NonFiniteError(exhausted)

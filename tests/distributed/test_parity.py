@@ -1,5 +1,6 @@
 """Gate 5: every layout and every backend gives the gradients and the curve of one process."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,39 @@ def test_accumulated_gradients_equal_the_single_process(pair: Path, tmp_path: Pa
     combinations = {f"{backend}/full": more for backend, more in BACKENDS.items()}
     # Other sums are rounded than in the whole batch: all backends differ from it alike, by 1e-5.
     check_gradients(overrides, 3, combinations, tolerance=3e-5)
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"stage": 1, "overlap_comm": True},
+    {"stage": 2, "contiguous_gradients": False},
+    {"stage": 2, "reduce_scatter": False},
+    {"stage": 2, "use_multi_rank_bucket_allreduce": False},
+    {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 2000, "allgather_bucket_size": 2000},
+    {"stage": 2, "offload_optimizer": {"device": "none"}},
+    {"stage": 3, "reduce_scatter": False},
+    {"stage": 3, "contiguous_gradients": False},
+    {"stage": 3, "overlap_comm": True, "reduce_bucket_size": 2000},
+    {"stage": 3, "sub_group_size": 2000, "offload_optimizer": {"device": "cpu"}},
+]
+"""Of what a DeepSpeed file may hold: what could change the result."""
+
+
+@pytest.mark.slow
+def test_no_allowed_setting_changes_the_result(pair: Path, tmp_path: Path) -> None:
+    """Gradients of accumulated micro-batches, then a few steps of training."""
+    combinations = {}
+    for number, zero in enumerate(SETTINGS):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+        combinations[f"{json.dumps(zero)}/full"] = [f"sharding.ds_config={path}"]
+    overrides = curve_overrides(pair, tmp_path, 4, "placement=separate", "train.accumulation=2")
+    check_gradients([*overrides, "optim.max_grad_norm=0"], 2, combinations, tolerance=3e-5)
+    results = run_distributed(curves_on_rank, 2, overrides, combinations)
+    single = SingleProcess(overrides)
+    reference = single.curve(curve_steps(single.config))
+    for name in combinations:
+        error = jobs.largest_curve_difference(reference, [r[name] for r in results])
+        assert error < 1e-4, f"{name}: {error:.2e}"
 
 
 def test_bf16_gradients_are_near_those_of_fp32(pair: Path, tmp_path: Path) -> None:

@@ -115,9 +115,14 @@ def _zero_problems(zero: Any) -> list[str]:
         found.append(f"'zero_optimization.stage' is {json.dumps(stage)}; use 1, 2 or 3")
     for key in ("offload_optimizer", "offload_param"):
         found += _offload_problems(key, zero.get(key))
-    bucket = zero.get("allgather_bucket_size")
-    if isinstance(bucket, int) and bucket % 2:
-        found.append(f"'zero_optimization.allgather_bucket_size' is {bucket}; use an even number")
+    # The library checks other sizes itself; these two it would fail on later.
+    bucket, group = zero.get("allgather_bucket_size", 2), zero.get("sub_group_size", 1)
+    if isinstance(bucket, int | float) and (bucket <= 0 or bucket % 2):
+        found.append(
+            f"'zero_optimization.allgather_bucket_size' is {bucket}; use an even number above 0"
+        )
+    if isinstance(group, int | float) and group <= 0:
+        found.append(f"'zero_optimization.sub_group_size' is {group}; use a number above 0")
     return sorted(found) or _library_problems(zero)
 
 

@@ -91,7 +91,12 @@ def test_what_the_run_decides_is_refused(key: str, value: Any, ours: str, tmp_pa
         (zero(offload_param={"device": "cpu"}), "offload_param' is read by stage 3 only"),
         (zero(sub_group_size=8), "sub_group_size' is read by stage 3 only; remove it"),
         (zero(stage=3, allgather_bucket_size=8), "is read by stages 1 and 2 only; remove it"),
-        (zero(allgather_bucket_size=7), "allgather_bucket_size' is 7; use an even number"),
+        (zero(allgather_bucket_size=7), "allgather_bucket_size' is 7; use an even number above 0"),
+        (zero(allgather_bucket_size=3.0), "allgather_bucket_size' is 3.0; use an even number"),
+        (zero(allgather_bucket_size=0), "allgather_bucket_size' is 0; use an even number above 0"),
+        (zero(reduce_bucket_size=0), "reduce_bucket_size' is 0"),
+        (zero(stage=3, sub_group_size=0), "sub_group_size' is 0; use a number above 0"),
+        ("", "is no valid JSON"),
         # It would have ZeRO's own readers of its state address other parameters.
         (zero(round_robin_gradients=True), "round_robin_gradients' is not supported"),
         (zero(offload_optimizer={"device": "cpu", "buffer_count": 4}), "buffer_count' is not"),

@@ -1,18 +1,18 @@
 """The configuration tree: one frozen dataclass a concern, its meaning under each field.
 
-``config_file`` turns YAML and ``key=value`` overrides into this tree. Checks that need nothing but
-the configuration itself are here; those that need files, models or ranks are in
+``config_file`` turns YAML and ``key=value`` overrides into this tree and ``config_checks`` checks
+what needs nothing but the tree; checks that need files, models or ranks are in
 ``training/preflight.py``. Both report every problem at once.
 """
 
-import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+OBJECTIVES = (
+    "tf first kce kd state span latent_align manifold scale_l2 gist ae continuation"
+).split()
+"""Names of all objectives, in the order of tables."""
 
 
 class ConfigError(ValueError):
@@ -44,15 +44,21 @@ class CheckpointConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: str = "profiles"
-    """``profiles`` (generated), ``squad`` or ``jsonl``."""
+    """``profiles`` (generated), ``squad``, ``hotpot`` or ``jsonl``."""
     path: str | None = None
-    """A local file, or for ``squad`` a hub data set; None is the source's own default."""
+    """A local file, or for ``squad`` and ``hotpot`` a hub data set; None is the source's own
+    default."""
+    setting: Literal["distractor", "gold"] = "distractor"
+    """Contexts of ``hotpot``: all ten paragraphs, or the two that hold the answer's support."""
     samples: int = 0
     """Training examples used; 0 is all of them."""
     questions_per_context: int = 6
     """Questions on one context that stay together in a batch; the context is encoded once."""
     template: str = "Context: {context}\nQuestion: {question}"
     """The user text of a prompt."""
+    anchor: str = "\nAnswer:"
+    """The text right before an answer, at the end of every prompt; no white space at its end,
+    which belongs to the answer's first token."""
     max_answer_tokens: int = 16
     """Answers are cut to this many tokens of a decoder, in training and in generation."""
 
@@ -60,23 +66,42 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     rank: int = 0
-    """Rank of the LoRA update of the encoder; 0 trains all of its weights."""
+    """Rank of the LoRA update. 0: of the encoder all weights are trained, of a decoder none."""
     alpha: float = 32.0
     """Scale of the update, divided by the rank."""
     targets: str = "all-linear"
-    """Module names for peft, comma separated, or ``all-linear``."""
+    """Ends of module names, comma separated, or ``all-linear``: every linear layer of the
+    transformer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteConfig:
+    width: int = 192
+    """Hidden size of the ``byte`` encoder, trained from scratch on UTF-8 bytes."""
+    layers: int = 3
+    """Its transformer layers."""
+    heads: int = 6
+    """Its attention heads; they divide its width."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
+    kind: Literal["lm", "stq", "byte"] = "lm"
+    """``lm``: a trained copy of a language model. ``stq``: the states of a frozen one, read by
+    trained layers only. ``byte``: a transformer over UTF-8 bytes, from scratch."""
     model: str = ""
-    """Folder or hub id of the causal LM whose copy becomes the encoder."""
+    """Folder or hub id of the causal LM that ``lm`` trains a copy of, or that ``stq`` reads."""
+    layers: tuple[int, ...] = ()
+    """Layers whose states ``stq`` reads: 0 the input embeddings, n after the n-th; none given
+    reads all of them."""
+    byte: ByteConfig = field(default_factory=ByteConfig)
     revision: str | None = None
     """Hub revision."""
     attention: Literal["bidirectional", "causal"] = "bidirectional"
     """Who sees whom among the context's tokens."""
     max_tokens: int = 0
-    """Longest text in encoder tokens; 0 is the model's own window. The rest is cut and counted."""
+    """Longest text in encoder tokens (bytes for ``byte``); 0 is the model's own window, or 4,096
+    bytes. The rest is cut and counted."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     activation_checkpointing: bool = False
     """Recompute the encoder's layers in backward instead of keeping their activations."""
@@ -85,13 +110,28 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefinerConfig:
+    layers: int = 0
+    """Transformer layers over a wire's latents, before any decoder sees them; 0 has none."""
+    heads: int = 4
+    """Their attention heads; they divide ``wire.d_z``."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WireConfig:
-    pooling: Literal["mean"] = "mean"
-    """How token states become latents: means of contiguous spans."""
+    pooling: Literal["mean", "block", "queries"] = "mean"
+    """How token states become latents. ``mean``: means of contiguous spans. ``block``: a learned
+    query attends within each span. ``queries``: ``num_latents`` learned queries attend to the
+    whole text, each starting out near its own part of it."""
     ratio: int = 4
     """Encoder tokens per latent; the wire's length follows the text."""
     num_latents: int = 0
     """A fixed number of latents per text instead of a ratio; 0 uses the ratio."""
+    heads: int = 4
+    """Attention heads of ``block`` and ``queries`` pooling; they divide ``d_z``."""
+    latent_private_len: int = 0
+    """Further latents of each decoder that no other decoder reads."""
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
     d_z: int = 128
     """Width of a latent."""
     carries: Literal["context", "prompt"] = "context"
@@ -105,6 +145,30 @@ class AdapterConfig:
     init_scale: float = 1.0
     """First size of a soft-prompt vector over the RMS of the decoder's input embeddings; trained
     from there. States after a layer are many times larger than embeddings."""
+    dropout: float = 0.0
+    """Dropout of the adapter's hidden layer."""
+    use_soft_prompt: bool = True
+    """The decoder reads the latents as vectors among its input embeddings."""
+    use_deep_prefix: bool = False
+    """The decoder reads the latents in the keys and values of every layer."""
+    deep_prefix_len: int = 0
+    """Positions of the deep prefix, each reading all latents; 0 has one position per latent,
+    which it shares with the soft prompt where there is one."""
+    deep_prefix_dropout: float = 0.0
+    """Dropout in front of the deep prefix's keys and values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GistConfig:
+    use_gist_head: bool = True
+    """Each decoder's unit has a head that names the context's first tokens from the latents;
+    ``objectives.gist`` is its weight. It is not used to answer."""
+    gist_len: int = 48
+    """How many tokens it names."""
+    hidden: int = 256
+    """Width of the head."""
+    layers: int = 1
+    """Its transformer layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +183,17 @@ class DecoderConfig:
     """Its part of the ranks beside the other decoders that name no ``ranks``."""
     weight: float = 1.0
     """Weight of this decoder's loss."""
-    chat: bool = False
-    """Wrap prompts in the tokenizer's chat template."""
-    quantization: Literal["none", "nf4"] = "none"
-    """``nf4`` loads the frozen weights in 4 bits (needs bitsandbytes)."""
+    chat: bool | None = None
+    """Wrap prompts in the tokenizer's chat template; null does where it has one."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """Whether a prompt opens with BOS; ``auto`` does what the tokenizer does."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the frozen weights; null is the run's own."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """``nf4`` loads the frozen weights in 4 bits, ``int8`` in 8 (they need bitsandbytes)."""
+    gradient_checkpointing: bool = False
+    """Recompute the decoder's layers in backward instead of keeping their activations."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
     trust_remote_code: bool = False
     """Allow the model's repository to run its own code."""
 
@@ -133,29 +204,57 @@ class ObjectivesConfig:
     """Weight of the teacher-forced cross-entropy over the answer."""
     first: float = 0.0
     """Weight of the cross-entropy of the answer's first token."""
+    first_peak: float | None = None
+    """Weight of ``first`` at a stage's start; it then falls to ``first`` on a cosine. null: no
+    schedule."""
+    first_hold: float = 0.3
+    """Share of a stage for which the peak is held."""
     kce: float = 0.0
     """Weight of the cross-entropy over the first ``k`` answer tokens."""
     k: int = 4
     """How many answer tokens ``kce`` covers."""
+    k_start: int | None = None
+    """``k`` at a stage's start, from where it goes linearly to ``k``; null: no curriculum."""
     kd: float = 1.0
     """Weight of KL(text teacher || latent student) over the answer positions."""
+    kd_temperature: float = 1.0
+    """Temperature of both distributions in ``kd``; the loss is scaled by its square."""
+    kd_positions: int = 0
+    """``kd`` covers the first so many answer tokens; 0 all of them."""
+    state: float = 0.0
+    """Weight of the distance between the hidden states after wire and text, at the answer's
+    positions."""
+    state_layers: tuple[int, ...] = ()
+    """Layers that ``state`` compares, from 1; none given compares all of them."""
     span: float = 1.0
     """Weight of the distance between each soft-prompt vector and the mean of the decoder's own
     states of the text it stands for; needs tokenizers that know their offsets."""
     span_layer: int = 0
     """Which states: 0 for the input embeddings, n for those after the decoder's n-th layer."""
-    kd_temperature: float = 1.0
-    """Temperature of both distributions in ``kd``; the loss is scaled by its square."""
+    latent_align: float = 0.0
+    """Weight of each soft-prompt vector's distance to the nearest input embedding."""
+    manifold: float = 0.0
+    """Weight of the distance between the soft prompt's and the input embeddings' statistics."""
+    scale_l2: float = 0.0
+    """Weight of the squared drift of the adapter's scale from where it started."""
+    gist: float = 0.1
+    """Weight of the gist head's cross-entropy; see ``gist``."""
+    ae: float = 0.0
+    """Weight of reconstruction: the decoder repeats the text from its wire."""
+    ae_tokens: int = 64
+    """``ae`` covers the text's first so many tokens; 0 all of them."""
+    continuation: float = 0.0
+    """Weight of continuation: in mixed steps, the text behind the wire's part of it."""
+    auto_weight: bool = False
+    """Scale the weights so that every trained objective's share of the gradient at the decoder's
+    inputs is its weight's share."""
+    auto_interval: int = 20
+    """Steps between measurements of those shares."""
 
     @property
     def weights(self) -> dict[str, float]:
-        return {
-            "tf": self.tf,
-            "first": self.first,
-            "kce": self.kce,
-            "kd": self.kd,
-            "span": self.span,
-        }
+        """Of every objective, by name."""
+        return {name: float(getattr(self, name)) for name in OBJECTIVES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +271,12 @@ class OptimConfig:
     encoder_lr: float = 2e-4
     """Peak learning rate of the encoder."""
     adapter_lr: float = 1e-3
-    """Peak learning rate of the adapters and of the encoder's projection."""
+    """Peak learning rate of the adapters and of what the encoder has beside its language model."""
+    prefix_lr: float = 1e-3
+    """Peak learning rate of the deep prefixes."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """``adamw8bit`` keeps the moments in 8 bits (needs bitsandbytes and ``sharding.backend:
+    fsdp``)."""
     weight_decay: float = 0.01
     """AdamW weight decay of matrices; vectors have none."""
     beta1: float = 0.9
@@ -201,9 +305,25 @@ class StageConfig:
     """Factor of ``objectives.span`` at the stage's start; it changes geometrically."""
     span_end: float = 1.0
     """The same at the stage's end."""
-    mixed: float = 0.0
+    warmup_text_latent_prob: float = 0.0
     """Share of steps, at the stage's start, in which part of each context stays text (``mode:
-    mixed``); it falls linearly to 0 at the stage's end."""
+    mixed``); it falls linearly to 0 over the warm-up."""
+    warmup_text_latent_steps: int = 0
+    """Steps of that warm-up; 0 is the whole stage."""
+    warmup_text_latent_share: float = 0.8
+    """Largest part of a context that stays text in such a step, at the stage's start."""
+    warmup_text_latent_share_end: float = 0.8
+    """The same at the warm-up's end."""
+    ratios: tuple[int, ...] = ()
+    """Train for several ratios at once; none given trains for ``wire.ratio``."""
+    ratio_mode: Literal["sampled", "summed"] = "sampled"
+    """``sampled`` draws a ratio for each text and step, ``summed`` reads each text at all."""
+    latent_keep_start: float = 1.0
+    """Share of latents that are kept at the stage's start; the others are zero for the step."""
+    latent_keep_end: float = 1.0
+    """The same at the stage's end."""
+    latent_keep_power: float = 1.0
+    """Exponent of the way between the two; 1 is linear, more changes later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +345,27 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    interval: int = 0
+    """Steps between validations on generated answers; a stage's last step has one too. 0 never."""
+    samples: int = 96
+    """Examples of the validation split; 0 is all of it."""
+    metric: Literal["em", "f1", "nll"] = "em"
+    """What makes a checkpoint the best: the mean of this over the decoders."""
+    patience: int = 0
+    """Validations without a new best after which the stage ends; 0 never ends it early."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnosticsConfig:
     log_interval: int = 10
     """Steps between rows of ``diagnostics.jsonl``; a stage's last step always has one."""
     grad_diag_interval: int = 50
     """Steps between rows with every objective's gradient norm, whatever its weight; 0 never."""
+    grad_diag_components: tuple[str, ...] = ()
+    """Objectives whose gradient norms are measured; none given measures all."""
+    diagnostic_log: str | None = None
+    """The stream's file; null is ``diagnostics.jsonl`` in the run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +378,10 @@ class EvalConfig:
     """Longest generated answer."""
     split: Literal["validation", "test"] = "test"
     """Which held-out split is evaluated."""
+    ratios: tuple[int, ...] = ()
+    """Further ratios at which the wire is read, each as an arm ``latent@<ratio>``."""
+    checkpoint: Literal["best", "last"] = "best"
+    """``best`` by validation, where there was one, or the ``last``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +400,7 @@ class Config:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     wire: WireConfig = field(default_factory=WireConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    gist: GistConfig = field(default_factory=GistConfig)
     decoders: Mapping[str, DecoderConfig] = field(default_factory=dict)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     placement: Literal["separate", "colocated", "auto"] = "auto"
@@ -270,30 +411,10 @@ class Config:
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-
-
-_POSITIVE = (
-    "data.questions_per_context data.max_answer_tokens wire.ratio wire.d_z adapter.hidden_mult "
-    "adapter.init_scale objectives.k objectives.kd_temperature optim.encoder_lr "
-    "optim.adapter_lr train.batch_size train.accumulation diagnostics.log_interval "
-    "eval.batch_size eval.max_new_tokens distributed.timeout encoder.lora.alpha "
-    "train.stage_a.lr_scale train.stage_b.lr_scale "
-    "train.stage_a.span_start train.stage_a.span_end train.stage_b.span_start "
-    "train.stage_b.span_end"
-).split()
-_NOT_NEGATIVE = (
-    "run.seed checkpoint.interval data.samples wire.num_latents encoder.max_tokens "
-    "encoder.lora.rank objectives.tf objectives.first objectives.kce objectives.kd objectives.span "
-    "objectives.span_layer optim.weight_decay optim.max_grad_norm "
-    "diagnostics.grad_diag_interval eval.samples train.max_skipped "
-    "train.stage_a.warmup_steps train.stage_b.warmup_steps train.stage_a.encoder_start "
-    "train.stage_b.encoder_start"
-).split()
-_BELOW_ONE = "optim.beta1 optim.beta2".split()
-_FRACTION = "optim.min_lr train.stage_a.mixed train.stage_b.mixed".split()
 
 
 def flatten(config: object, prefix: str = "") -> dict[str, Any]:
@@ -312,77 +433,3 @@ def _leaves(value: object, key: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{key}.{name}")
     else:
         yield key, value
-
-
-def problems(config: Config) -> list[str]:
-    """Every problem of a well-typed configuration that shows without files, models or ranks."""
-    flat = flatten(config)
-    found = [
-        f"{key}: {value} is no finite number"
-        for key, value in flat.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    ]
-    if found:
-        return found
-    found += [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
-    found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
-    found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
-    found += [
-        f"{key}: {flat[key]} must lie between 0 and 1"
-        for key in _FRACTION
-        if not 0 <= flat[key] <= 1
-    ]
-    if not _TAG.fullmatch(config.run.tag):
-        found.append(
-            f"run.tag: '{config.run.tag}' names a folder: use letters, digits, '.', '_' and '-', "
-            "starting with a letter or digit"
-        )
-    if not config.encoder.model:
-        found.append("encoder.model: missing; give a folder or a hub id of a causal LM")
-    found += _decoder_problems(config)
-    for slot in ("{context}", "{question}"):
-        if config.data.template.count(slot) != 1:
-            found.append(
-                f"data.template: needs {slot} exactly once, "
-                f"has it {config.data.template.count(slot)} times"
-            )
-    for key, stage in (
-        ("train.stage_a", config.train.stage_a),
-        ("train.stage_b", config.train.stage_b),
-    ):
-        if (stage.steps is None) == (stage.epochs is None):
-            found.append(f"{key}: give either steps or epochs (set the other to null)")
-        for name, number in (("steps", stage.steps), ("epochs", stage.epochs)):
-            if number is not None and number < 0:
-                found.append(f"{key}.{name}: {number} must be 0 or more")
-    if config.train.batch_size > 0 and config.train.accumulation > 0:
-        size, parts = config.train.batch_size, config.train.accumulation
-        below, above = size // parts * parts, (size // parts + 1) * parts
-        if size % parts:
-            nearest = f"{below} or {above}" if below else str(above)
-            found.append(
-                f"train.batch_size: {size} is not a multiple of train.accumulation {parts}; "
-                f"use {nearest}"
-            )
-    if not any(weight > 0 for weight in config.objectives.weights.values()):
-        found.append("objectives: every weight is 0, so nothing would be trained")
-    if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
-        found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
-    return found
-
-
-def _decoder_problems(config: Config) -> list[str]:
-    found = []
-    if not config.decoders:
-        found.append("decoders: none given; name at least one, as decoders.<name>.model")
-    for name, decoder in config.decoders.items():
-        key = f"decoders.{name}"
-        if not _NAME.fullmatch(name):
-            found.append(f"{key}: a decoder's name is lower-case letters, digits and '_'")
-        if not decoder.model:
-            found.append(f"{key}.model: missing; give a folder or a hub id of a causal LM")
-        if decoder.ranks is not None and decoder.ranks < 1:
-            found.append(f"{key}.ranks: {decoder.ranks} must be 1 or more, or null")
-        if decoder.share <= 0 or decoder.weight <= 0:
-            found.append(f"{key}: share and weight must be above 0")
-    return found

@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from latentwire.config import Config, ConfigError, DecoderConfig, RunConfig, flatten, problems
+from latentwire.config import Config, ConfigError, DecoderConfig, RunConfig, flatten
+from latentwire.config_checks import problems
 
 PACKAGED = Path(__file__).parent / "recipes"
 REPOSITORY = Path(__file__).parent.parent
@@ -67,7 +68,7 @@ def to_tree(config: object) -> Any:
         return {item.name: to_tree(getattr(config, item.name)) for item in fields(config)}
     if isinstance(config, Mapping):
         return {name: to_tree(value) for name, value in config.items()}
-    return config
+    return list(config) if isinstance(config, tuple) else config
 
 
 def guess_run_folder(recipe: str, overrides: Sequence[str]) -> Path | None:
@@ -187,7 +188,23 @@ def _build(kind: Any, value: Any, key: str, errors: list[str]) -> Any:
             return value
         errors.append(f"{key}: '{value}' is not one of {', '.join(options)}")
         return None
+    if origin is tuple:
+        return _sequence(typing.get_args(kind)[0], value, key, errors)
     return _scalar(kind, value, key, errors)
+
+
+def _sequence(kind: type, value: Any, key: str, errors: list[str]) -> tuple[Any, ...]:
+    """A list as YAML writes it, ``a,b,c`` as an override may, or a single value."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        value = parts if kind is str else [_whole(part) for part in parts]
+    if not isinstance(value, list | tuple):
+        value = [value]
+    return tuple(_scalar(kind, item, key, errors) for item in value)
+
+
+def _whole(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _build_dataclass(kind: type, value: Any, key: str, errors: list[str]) -> Any:

@@ -51,7 +51,7 @@ def test_a_wrong_type_does_not_hide_a_bad_value(recipe: str) -> None:
         "checkpoint.interval=-1",
         "objectives.kd=-0.1",
         "optim.beta2=1.5",
-        "train.stage_b.mixed=-0.1",
+        "train.stage_b.warmup_text_latent_prob=-0.1",
         "train.stage_b.steps=-1",
         "decoders.a.ranks=0",
         "decoders.Big={model: m}",
@@ -158,7 +158,7 @@ def test_tag_that_is_no_folder_name_is_refused(recipe: str, tag: str) -> None:
 
 
 def test_nothing_to_train_is_refused(recipe: str) -> None:
-    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span")]
+    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span", "gist")]
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 

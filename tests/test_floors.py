@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"decoders"},
     {"wire"},
     {"data"},
-    {"config", "config_file"},
+    {"config", "config_checks", "config_file"},
 ]
 """From the top; a module imports from its own floor and from those below."""
 STRANGERS = {frozenset({"diagnostics", "checkpointing"})}

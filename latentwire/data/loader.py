@@ -20,11 +20,13 @@ class MixedSplit:
 
     seed: str
     """Names the draw; a text's own split also depends on the text."""
+    share: float = 0.8
+    """Largest part of a text that stays text."""
 
     def cut(self, text: str) -> int:
-        """Where ``text`` is cut, at a white space; from about a fifth of it up to its end."""
+        """Where ``text`` is cut, at a white space; from ``1 - share`` of it up to its end."""
         rng = random.Random(f"{self.seed}/{text}")
-        place = int(len(text) * rng.uniform(0.2, 1.0))
+        place = int(len(text) * rng.uniform(1 - self.share, 1.0))
         space = text.rfind(" ", 0, place)
         return space if space > 0 else len(text)
 

@@ -100,7 +100,7 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         prompts[name] = DecoderPrompts(
             decoders[name].tokenizer,
             template=config.data.template,
-            chat=settings.chat,
+            chat=bool(settings.chat),
             carries=config.wire.carries,
             window=decoders[name].window,
             max_answer_tokens=config.data.max_answer_tokens,

@@ -19,9 +19,9 @@ def encoder_learning_rate(step: int, *, steps: int, warmup: int, floor: float, s
     return rising * learning_rate(step, steps=steps, warmup=0, floor=floor)
 
 
-def mixed_share(step: int, *, steps: int, start: float) -> float:
-    """Probability that a step is mixed: falls linearly from ``start`` to 0 over the stage."""
-    return start * max(0.0, 1 - (step - 1) / max(1, steps))
+def linear(step: int, *, steps: int, start: float, end: float, power: float = 1.0) -> float:
+    """From ``start`` at step 1 to ``end`` after ``steps``, along (step / steps) ** power."""
+    return start + (end - start) * min(1.0, (step - 1) / max(1, steps)) ** power
 
 
 def geometric(step: int, *, steps: int, start: float, end: float) -> float:

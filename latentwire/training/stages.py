@@ -87,9 +87,19 @@ class Stage:
         return math.ceil(examples / self._config.train.batch_size)
 
     def _mixed(self, step: int) -> MixedSplit | None:
-        share = schedules.mixed_share(step, steps=self.num_steps, start=self._settings.mixed)
+        settings = self._settings
+        steps = settings.warmup_text_latent_steps or self.num_steps
+        prob = schedules.linear(step, steps=steps, start=settings.warmup_text_latent_prob, end=0)
         seed = f"{self._config.run.seed}/{self.name}/{step}"
-        return MixedSplit(seed=seed) if random.Random(f"{seed}/mode").random() < share else None
+        if random.Random(f"{seed}/mode").random() >= prob:
+            return None
+        share = schedules.linear(
+            step,
+            steps=steps,
+            start=settings.warmup_text_latent_share,
+            end=settings.warmup_text_latent_share_end,
+        )
+        return MixedSplit(seed=seed, share=share)
 
     def _weights(self, step: int) -> dict[str, float]:
         settings, weights = self._settings, self._config.objectives.weights

@@ -164,10 +164,10 @@ def test_encoder_without_wait_or_warm_up_follows_the_cosine() -> None:
 
 
 def test_mixed_share_falls_linearly() -> None:
-    shares = [schedules.mixed_share(step, steps=10, start=0.5) for step in range(1, 12)]
+    shares = [schedules.linear(step, steps=10, start=0.5, end=0) for step in range(1, 12)]
     assert shares == pytest.approx([0.5 * (1 - i / 10) for i in range(11)])
-    assert shares[10] == schedules.mixed_share(50, steps=10, start=0.5) == 0
-    assert schedules.mixed_share(1, steps=10, start=0.0) == 0
+    assert shares[10] == schedules.linear(50, steps=10, start=0.5, end=0) == 0
+    assert schedules.linear(1, steps=10, start=0.0, end=0) == 0
 
 
 def test_span_is_one_minus_the_cosine_with_the_mean_state() -> None:

@@ -137,7 +137,7 @@ def test_a_poisoned_step_changes_nothing(
         "train.accumulation=2",
         f"train.stage_a.steps={NUM_STEPS}",
         f"train.stage_b.steps={NUM_STEPS}",
-        "train.stage_a.mixed=0.5",
+        "train.stage_a.warmup_text_latent_prob=0.5",
         "diagnostics.grad_diag_interval=0",
     )
     ranks = run_distributed(with_and_without_on_rank, 2, overrides, poison, backends, stages)

@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
         pair,
         tmp_path,
         f"train.stage_a.steps={STEPS}",
-        "train.stage_a.mixed=0.5",
+        "train.stage_a.warmup_text_latent_prob=0.5",
         "train.stage_b.steps=2",
         f"checkpoint.interval={STEPS // 2}",
     )

@@ -1,0 +1,223 @@
+"""What can be said against a configuration without files, models or ranks, all at once."""
+
+import math
+import re
+
+from latentwire.config import OBJECTIVES, Config, StageConfig, flatten
+
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_STAGES = ("train.stage_a", "train.stage_b")
+_POSITIVE = (
+    "data.questions_per_context data.max_answer_tokens wire.ratio wire.d_z wire.heads "
+    "wire.refiner.heads encoder.byte.width encoder.byte.layers encoder.byte.heads "
+    "adapter.hidden_mult adapter.init_scale gist.gist_len gist.hidden "
+    "objectives.k objectives.kd_temperature objectives.auto_interval optim.encoder_lr "
+    "optim.adapter_lr optim.prefix_lr train.batch_size train.accumulation "
+    "diagnostics.log_interval eval.batch_size eval.max_new_tokens distributed.timeout "
+    "encoder.lora.alpha"
+).split() + [
+    f"{stage}.{name}"
+    for stage in _STAGES
+    for name in ("lr_scale", "span_start", "span_end", "latent_keep_power")
+]
+_NOT_NEGATIVE = (
+    "run.seed checkpoint.interval data.samples wire.num_latents wire.latent_private_len "
+    "wire.refiner.layers encoder.max_tokens encoder.lora.rank adapter.deep_prefix_len "
+    "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "
+    "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "
+    "validation.patience diagnostics.grad_diag_interval eval.samples train.max_skipped"
+).split() + [
+    *(f"objectives.{name}" for name in OBJECTIVES),
+    *(
+        f"{stage}.{name}"
+        for stage in _STAGES
+        for name in ("warmup_steps", "encoder_start", "warmup_text_latent_steps")
+    ),
+]
+_BELOW_ONE = "optim.beta1 optim.beta2 adapter.dropout adapter.deep_prefix_dropout".split()
+_FRACTION = "optim.min_lr objectives.first_hold".split() + [
+    f"{stage}.{name}"
+    for stage in _STAGES
+    for name in (
+        "warmup_text_latent_prob",
+        "warmup_text_latent_share",
+        "warmup_text_latent_share_end",
+        "latent_keep_start",
+        "latent_keep_end",
+    )
+]
+_RATIOS = (*(f"{stage}.ratios" for stage in _STAGES), "eval.ratios")
+
+
+def problems(config: Config) -> list[str]:
+    """Every problem of a well-typed configuration that shows without files, models or ranks."""
+    flat = flatten(config)
+    found = [
+        f"{key}: {value} is no finite number"
+        for key, value in flat.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if found:
+        return found
+    found += [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
+    found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
+    found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
+    for key in _RATIOS:
+        if any(ratio < 1 for ratio in flat[key]):
+            found.append(f"{key}: {list(flat[key])} must all be 1 or more")
+        if flat[key] and config.wire.num_latents:
+            found.append(
+                f"{key}: {list(flat[key])}, but wire.num_latents={config.wire.num_latents} fixes "
+                "the wire's length; use 0 there, or remove the ratios"
+            )
+    found += [
+        f"{key}: {flat[key]} must lie between 0 and 1"
+        for key in _FRACTION
+        if not 0 <= flat[key] <= 1
+    ]
+    if not _TAG.fullmatch(config.run.tag):
+        found.append(
+            f"run.tag: '{config.run.tag}' names a folder: use letters, digits, '.', '_' and '-', "
+            "starting with a letter or digit"
+        )
+    found += _wire_problems(config)
+    found += _decoder_problems(config)
+    found += _objective_problems(config)
+    for slot in ("{context}", "{question}"):
+        if config.data.template.count(slot) != 1:
+            found.append(
+                f"data.template: needs {slot} exactly once, "
+                f"has it {config.data.template.count(slot)} times"
+            )
+    if config.data.anchor != config.data.anchor.rstrip() or not config.data.anchor:
+        found.append(
+            f"data.anchor: {config.data.anchor!r} must hold text and end in none but it: the space "
+            "before an answer belongs to the answer's first token"
+        )
+    for key, stage in zip(_STAGES, (config.train.stage_a, config.train.stage_b), strict=True):
+        found += _stage_problems(config, key, stage)
+    if config.train.batch_size > 0 and config.train.accumulation > 0:
+        size, parts = config.train.batch_size, config.train.accumulation
+        below, above = size // parts * parts, (size // parts + 1) * parts
+        if size % parts:
+            nearest = f"{below} or {above}" if below else str(above)
+            found.append(
+                f"train.batch_size: {size} is not a multiple of train.accumulation {parts}; "
+                f"use {nearest}"
+            )
+    if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
+        found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
+    if config.optim.optimizer == "adamw8bit" and config.sharding.backend != "fsdp":
+        found.append(
+            "optim.optimizer: 'adamw8bit' is for sharding.backend=fsdp; ZeRO's own partitions "
+            "keep fp32 moments: use adamw, or sharding.backend=fsdp"
+        )
+    return found
+
+
+def _wire_problems(config: Config) -> list[str]:
+    encoder, wire, adapter = config.encoder, config.wire, config.adapter
+    found = []
+    if encoder.kind != "byte" and not encoder.model:
+        found.append("encoder.model: missing; give a folder or a hub id of a causal LM")
+    if encoder.kind != "lm" and encoder.lora.rank:
+        found.append(
+            f"encoder.lora.rank: {encoder.lora.rank}, but encoder.kind '{encoder.kind}' trains no "
+            "language model; use 0, or encoder.kind=lm"
+        )
+    if encoder.kind != "stq" and encoder.layers:
+        found.append(
+            f"encoder.layers: {list(encoder.layers)} are for encoder.kind=stq; remove them"
+        )
+    if any(layer < 0 for layer in encoder.layers):
+        found.append(f"encoder.layers: {list(encoder.layers)} must be 0 or more")
+    if wire.pooling == "queries" and not wire.num_latents:
+        found.append(
+            "wire.num_latents: 0, but pooling 'queries' has a fixed number of latents; set it, or "
+            "use pooling block or mean"
+        )
+    pooled = wire.pooling != "mean" or wire.latent_private_len or adapter.deep_prefix_len
+    for key, heads, width, is_used in (
+        ("wire.heads", wire.heads, wire.d_z, pooled),
+        ("wire.refiner.heads", wire.refiner.heads, wire.d_z, wire.refiner.layers),
+        ("encoder.byte.heads", encoder.byte.heads, encoder.byte.width, encoder.kind == "byte"),
+    ):
+        if is_used and heads > 0 and width % heads:
+            found.append(f"{key}: {heads} must divide the width {width}")
+    if not adapter.use_soft_prompt and not adapter.use_deep_prefix:
+        found.append(
+            "adapter.use_soft_prompt: false, and adapter.use_deep_prefix is false too, so no "
+            "decoder would read the wire; set one of them to true"
+        )
+    if adapter.deep_prefix_len and not adapter.use_deep_prefix:
+        found.append(
+            f"adapter.deep_prefix_len: {adapter.deep_prefix_len}, but adapter.use_deep_prefix is "
+            "false; set it to true, or the length to 0"
+        )
+    return found
+
+
+def _objective_problems(config: Config) -> list[str]:
+    objectives, gist = config.objectives, config.gist
+    found = []
+    weights = objectives.weights | ({} if gist.use_gist_head else {"gist": 0.0})
+    if not any(weight > 0 for weight in weights.values()):
+        found.append("objectives: every weight is 0, so nothing would be trained")
+    if objectives.first_peak is not None and objectives.first_peak < objectives.first:
+        found.append(
+            f"objectives.first_peak: {objectives.first_peak} is below objectives.first "
+            f"{objectives.first}, to which it falls"
+        )
+    if objectives.k_start is not None and objectives.k_start < 1:
+        found.append(f"objectives.k_start: {objectives.k_start} must be 1 or more, or null")
+    if any(layer < 1 for layer in objectives.state_layers):
+        found.append(
+            f"objectives.state_layers: {list(objectives.state_layers)} must be 1 or more: the "
+            "states after the first layer are 1"
+        )
+    if not config.adapter.use_soft_prompt:
+        found += [
+            f"objectives.{name}: {weights[name]}, but it is about the soft prompt, which "
+            "adapter.use_soft_prompt=false leaves out; use 0"
+            for name in ("span", "latent_align", "manifold", "scale_l2")
+            if weights[name] > 0
+        ]
+    unknown = [name for name in config.diagnostics.grad_diag_components if name not in OBJECTIVES]
+    if unknown:
+        found.append(
+            f"diagnostics.grad_diag_components: {', '.join(unknown)} is no objective; there are "
+            f"{', '.join(OBJECTIVES)}"
+        )
+    return found
+
+
+def _stage_problems(config: Config, key: str, stage: StageConfig) -> list[str]:
+    found = []
+    if (stage.steps is None) == (stage.epochs is None):
+        found.append(f"{key}: give either steps or epochs (set the other to null)")
+    for name, number in (("steps", stage.steps), ("epochs", stage.epochs)):
+        if number is not None and number < 0:
+            found.append(f"{key}.{name}: {number} must be 0 or more")
+    if stage.latent_keep_start == 0 or stage.latent_keep_end == 0:
+        found.append(f"{key}.latent_keep_start, latent_keep_end: 0 would leave no latent")
+    return found
+
+
+def _decoder_problems(config: Config) -> list[str]:
+    found = []
+    if not config.decoders:
+        found.append("decoders: none given; name at least one, as decoders.<name>.model")
+    for name, decoder in config.decoders.items():
+        key = f"decoders.{name}"
+        if not _NAME.fullmatch(name):
+            found.append(f"{key}: a decoder's name is lower-case letters, digits and '_'")
+        if not decoder.model:
+            found.append(f"{key}.model: missing; give a folder or a hub id of a causal LM")
+        if decoder.ranks is not None and decoder.ranks < 1:
+            found.append(f"{key}.ranks: {decoder.ranks} must be 1 or more, or null")
+        if decoder.lora.rank < 0 or decoder.lora.alpha <= 0:
+            found.append(f"{key}.lora: rank must be 0 or more, alpha above 0")
+        if decoder.share <= 0 or decoder.weight <= 0:
+            found.append(f"{key}: share and weight must be above 0")
+    return found

@@ -98,7 +98,7 @@ class EncoderConfig:
     revision: str | None = None
     """Hub revision."""
     attention: Literal["bidirectional", "causal"] = "bidirectional"
-    """Who sees whom among the context's tokens."""
+    """Who sees whom among the context's tokens; a frozen model (``stq``) always looks back only."""
     max_tokens: int = 0
     """Longest text in encoder tokens (bytes for ``byte``); 0 is the model's own window, or 4,096
     bytes. The rest is cut and counted."""

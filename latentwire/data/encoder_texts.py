@@ -118,7 +118,7 @@ class _Tokens:
 class _Bytes:
     """UTF-8 bytes."""
 
-    lead: list[int] = []  # noqa: RUF012
+    lead: list[int] = []
 
     def ids(self, text: str) -> list[int]:
         return list(text.encode())

@@ -32,9 +32,11 @@ class GlobalBatch:
     """For each example its wire."""
     draws: StepDraws
 
-    def keep(self, wire: int, num_latents: int) -> tuple[bool, ...]:
-        """Which latents of a wire are kept in this step."""
-        return self.draws.keep(self.texts[wire], num_latents)
+    def wire(self, index: int, tokenizer: EncoderTokenizer) -> WireText:
+        """One of the wires, with what this step keeps of it."""
+        text, ratio = self.texts[index], self.ratios[index]
+        keep = self.draws.keep(text, tokenizer.num_latents(text, ratio))
+        return WireText(text=text, ratio=ratio, keep=keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +102,7 @@ def encoder_batch(
     rows = -(-len(batch.texts) // world_size)
     counts = [tokenizer.num_latents(*pair) for pair in zip(batch.texts, batch.ratios, strict=True)]
     own = range(rank * rows, min((rank + 1) * rows, len(batch.texts)))
-    wires = [
-        WireText(
-            text=batch.texts[index], ratio=batch.ratios[index], keep=batch.keep(index, counts[index])
-        )
-        for index in own
-    ]
+    wires = [batch.wire(index, tokenizer) for index in own]
     return tokenizer.batch(wires, rows=rows, max_latents=max(1, *counts))
 
 

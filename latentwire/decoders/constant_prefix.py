@@ -27,9 +27,7 @@ class ConstantPrefix:
         """A fresh cache of ``rows`` rows that holds the prefix."""
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(zip(self._keys, self._values, strict=True)):
-            cache.update(
-                keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer
-            )
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), layer)
         return cache
 
 

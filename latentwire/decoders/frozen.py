@@ -6,6 +6,7 @@ latent student and generation differ only in what fills the prefix.
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -84,9 +85,10 @@ class FrozenDecoder:
         """Longest sequence of the model in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
+    @cached_property
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings."""
-        return float(self._embed.weight.detach().float().pow(2).mean().sqrt())
+        return float(self.embeddings.float().pow(2).mean().sqrt())
 
     @property
     def embeddings(self) -> Tensor:
@@ -109,7 +111,7 @@ class FrozenDecoder:
         """
         return DecoderShape(
             hidden_size=self.hidden_size,
-            embedding_rms=self.embedding_rms(),
+            embedding_rms=self.embedding_rms,
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )

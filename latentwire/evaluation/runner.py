@@ -21,6 +21,7 @@ from latentwire.evaluation.arms import ARMS, Arm, WireArm, names
 from latentwire.evaluation.metrics import Prediction, summarize
 from latentwire.objectives.tokens import token_losses
 from latentwire.wire.controls import wrong_texts
+from latentwire.wire.unit import Injection
 
 _BF16_BYTES = 2
 
@@ -162,8 +163,8 @@ def _read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: T
     )
     if arm.change is not None:
         latents = arm.change(latents)
-    soft = job.soft_prompt(name, latents, asked)
-    return _score(job, name, asked.latents_prompt, answered.latents_prompt, soft)
+    wire = job.inject(name, latents, asked)
+    return _score(job, name, asked.latents_prompt, answered.latents_prompt, wire)
 
 
 def _read_text(job: Job, name: str, arm: Arm, batch: GlobalBatch, part: range) -> _Scored:
@@ -178,12 +179,12 @@ def _read_text(job: Job, name: str, arm: Arm, batch: GlobalBatch, part: range) -
 
 
 def _positions(job: Job, text: str) -> int:
-    """Positions a decoder reads for the wire of ``text``: its latents, begin and end."""
-    return job.tokenizer.num_latents(text) + 2
+    """Positions a decoder reads for the wire of ``text``."""
+    return job.tokenizer.num_positions(text)
 
 
 def _score(
-    job: Job, name: str, asked: PromptBatch, answered: PromptBatch, soft: Tensor | None
+    job: Job, name: str, asked: PromptBatch, answered: PromptBatch, wire: Injection | None
 ) -> _Scored:
     decoder, prompts = job.decoders[name], job.prompts[name]
     generated = greedy(
@@ -191,10 +192,10 @@ def _score(
         asked.to(job.device),
         eos=prompts.eos,
         max_new_tokens=job.config.eval.max_new_tokens,
-        soft=soft,
+        wire=wire,
     )
     answered = answered.to(job.device)
-    logits = decoder.answer_logits(answered, soft)
+    logits = decoder.answer_logits(answered, wire)
     losses = token_losses(logits, answered.targets).cpu()
     starts = answered.target_place == 0
     best = logits[starts].topk(min(5, logits.shape[-1]), dim=-1).indices

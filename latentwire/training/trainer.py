@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentwire.data.example import Example
-from latentwire.data.loader import global_batch, supervised_counts
+from latentwire.data.loader import global_batch
+from latentwire.data.rewriting import supervised_counts
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import clip_factor, global_gradient
 from latentwire.training.guard import Guard, NonFiniteError
@@ -86,6 +87,8 @@ class Trainer:
         """One optimizer step over the whole global batch, or none where it is not finite."""
         job = self._job
         start = time.perf_counter()
+        # Dropout, where there is any, is a function of the step, so that a resume repeats it.
+        torch.manual_seed(plan.dropout_seed(job.groups.rank))
         record = StepRecord(job, plan, counts=self._counts(plan))
         loss = torch.zeros((), device=job.device)
         micro_batches = plan.micro_batches(job.config.train.accumulation)
@@ -113,12 +116,12 @@ class Trainer:
     def _forward(self, plan: StepPlan, record: StepRecord, examples: Sequence[Example]) -> Tensor:
         """The loss of a micro-batch: every hosted decoder reads its part."""
         job, config = self._job, self._job.config
-        batch = global_batch(examples, job.any_prompts, mixed=plan.mixed)
+        batch = global_batch(examples, job.any_prompts, draws=plan.draws)
         latents = job.latents(batch)
         losses = []
         for name, own in job.parts(batch):
-            soft = job.soft_prompt(name, latents, own)
-            measured = measure(job, name, batch, own, soft, with_teacher=record.with_norms)
+            wire = job.inject(name, latents, own)
+            measured = measure(job, name, batch, own, wire, names=record.names, k=plan.k)
             normalised = record.add(name, measured)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.
@@ -126,8 +129,16 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _counts(self, plan: StepPlan) -> dict[str, dict[str, int]]:
-        k = self._job.config.objectives.k
+        job, objectives = self._job, self._job.config.objectives
+        batch = global_batch(plan.examples, job.any_prompts, draws=plan.draws)
         return {
-            name: supervised_counts(plan.examples, prompts, k=k)
-            for name, prompts in self._job.prompts.items()
+            name: supervised_counts(
+                batch,
+                prompts,
+                k=plan.k,
+                kd_positions=objectives.kd_positions,
+                gist_len=job.config.gist.gist_len,
+                ae_tokens=objectives.ae_tokens,
+            )
+            for name, prompts in job.prompts.items()
         }

@@ -90,9 +90,7 @@ class FrozenStates(nn.Module):
             ).hidden_states
         parts = [
             project(norm(states[layer]))
-            for layer, norm, project in zip(
-                self._layers, self.norms, self.projections, strict=True
-            )
+            for layer, norm, project in zip(self._layers, self.norms, self.projections, strict=True)
         ]
         return torch.stack(parts).sum(0)
 
@@ -111,9 +109,7 @@ class ByteTransformer(nn.Module):
         self.width = config.width
         self._bidirectional = bidirectional
         self.embed = nn.Embedding(256, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:

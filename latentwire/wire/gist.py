@@ -12,10 +12,9 @@ from latentwire.wire.attention import Block, hidden_from, sinusoid
 class GistHead(nn.Module):
     """Latents to a guess at the context's first tokens, in one decoder's embedding space.
 
-    A learned query for each token attends to the latents. A guess is scored by its product with
-    every input embedding of the decoder brought to unit length (``objectives.reconstruction``), so
-    that its loss is a cross-entropy in nats; the guesses' common length is learned, and is the
-    inverse of a temperature.
+    A learned query for each token attends to the latents. A guess is scored by its cosine with
+    every input embedding of the decoder (``objectives.reconstruction``), which no size can hide, so
+    that its loss is a cross-entropy in nats. The softmax's inverse temperature is learned.
 
     Args:
         hidden_size: the decoder's.
@@ -27,15 +26,14 @@ class GistHead(nn.Module):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.gist_len, config.hidden) * 0.02)
         self.read = Block(config.hidden, self._HEADS, source_width=d_z)
-        self.blocks = nn.ModuleList(
-            Block(config.hidden, self._HEADS) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.hidden, self._HEADS) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.hidden)
         self.out = nn.Linear(config.hidden, hidden_size)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))
 
-    def forward(self, latents: Tensor, counts: Tensor) -> Tensor:
-        """[texts, num_latents, d_z], [texts] -> guesses [texts, gist_len, hidden_size]."""
+    def forward(self, latents: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """[texts, num_latents, d_z], [texts] -> guesses [texts, gist_len, hidden_size], and the
+        scale [1] of their cosines."""
         texts, slots, d_z = latents.shape
         place = torch.arange(slots, device=latents.device)
         bias = hidden_from(place[None, :] < counts[:, None])[:, None, None]
@@ -43,5 +41,4 @@ class GistHead(nn.Module):
         states = self.read(self.queries.expand(texts, -1, -1), bias, source)
         for block in self.blocks:
             states = block(states, None)
-        guesses = nn.functional.normalize(self.out(self.norm(states)).float(), dim=-1)
-        return guesses * self.log_scale.float().exp()
+        return self.out(self.norm(states)), self.log_scale.exp()

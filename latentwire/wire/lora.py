@@ -22,9 +22,7 @@ class LoraUpdates(nn.Module):
         scale: of the update.
     """
 
-    def __init__(
-        self, linears: Mapping[str, tuple[int, int]], *, rank: int, scale: float
-    ) -> None:
+    def __init__(self, linears: Mapping[str, tuple[int, int]], *, rank: int, scale: float) -> None:
         super().__init__()
         self._names = list(linears)
         self._scale = scale

@@ -112,9 +112,7 @@ class QueryPooling(nn.Module):
         distance = (number[None, :, None] + 0.5) - (place + 0.5) * share / length
         bias = hidden_from(place < length)[:, None]
         bias = bias - self.log_slopes.exp()[None, :, None, None] * distance.abs()[:, None]
-        latents: Tensor = self.attention(
-            self.queries.expand(rows, -1, -1), self.norm(states), bias
-        )
+        latents: Tensor = self.attention(self.queries.expand(rows, -1, -1), self.norm(states), bias)
         return latents
 
 

@@ -1,7 +1,7 @@
 """One decoder's unit: from the shared wire to what that decoder reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,11 +41,21 @@ class Injection:
     """Updates of its linear layers."""
     gist: Tensor | None = None
     """[rows, gist_len, hidden_size]: guesses at the text's first tokens."""
+    gist_scale: Tensor | None = None
+    """[1]: of their cosines with input embeddings."""
+
+    def apart(self) -> "Injection":
+        """The same, as views: a gradient query that stops at them stays clear of the hooks that
+        sharding hangs on a unit's own outputs."""
+        names = ("vectors", "added", "gist")
+        parts = {name: getattr(self, name) for name in names}
+        views = {name: part.view_as(part) for name, part in parts.items() if part is not None}
+        return replace(self, **views)
 
     @property
-    def read(self) -> tuple[Tensor, ...]:
-        """Everything of the wire that the decoder reads."""
-        return (self.vectors,) if self.added is None else (self.vectors, self.added)
+    def ends(self) -> list[Tensor]:
+        """Where the objectives' gradients enter the wire: what the decoder reads, and the gist."""
+        return [part for part in (self.vectors, self.added, self.gist) if part is not None]
 
 
 class DecoderUnit(nn.Module):
@@ -105,7 +115,7 @@ class DecoderUnit(nn.Module):
         if added is not None:
             found["added"] = added
         if self.gist is not None:
-            found["gist"] = self.gist(latents, counts)
+            found["gist"], found["gist_scale"] = self.gist(latents, counts)
         if self.lora is not None:
             found["lora"] = self.lora()
         return found
@@ -135,7 +145,7 @@ class DecoderUnit(nn.Module):
         return vectors, nn.functional.pad(added, (0, 0) * 4 + (1, behind))
 
     def _vectors(self, rows: int, number: int) -> Tensor:
-        """[rows, number, hidden_size]: what stands where only the deep prefix makes a difference."""
+        """[rows, number, hidden_size]: what stands where only the deep prefix differs."""
         assert self.filler is not None
         return self.filler.expand(rows, number, -1)
 

@@ -14,7 +14,7 @@ from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.sources import open_source
 from latentwire.data.spans import decoder_spans
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
-from latentwire.decoders.teacher import teacher_logits
+from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit
@@ -22,7 +22,7 @@ from latentwire.distributed.topology import plan
 from latentwire.objectives import alignment, distillation, tokens
 from latentwire.training.stages import Stage, StepPlan
 from latentwire.training.trainer import Trainer
-from latentwire.wire.wire import DecoderShape, build_wire
+from latentwire.wire.wire import build_wire
 
 BACKENDS = {
     "fsdp": ["sharding.backend=fsdp"],
@@ -108,10 +108,10 @@ class SingleProcess:
             for name, settings in self.config.decoders.items()
         }
         shapes = {
-            name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
+            name: d.shape(with_cache=self.config.adapter.use_deep_prefix)
             for name, d in self.decoders.items()
         }
-        self.tokenizer = EncoderTokenizer(self.config.encoder, self.config.wire, window=1024)
+        self.tokenizer = EncoderTokenizer(self.config, window=1024)
         self.wire = build_wire(self.config, shapes, num_lead=len(self.tokenizer.lead), device=cpu)
         self.units: dict[str, Any] = {"encoder": self.wire.shared}
         self.units |= {f"adapter_{name}": self.wire.units[name] for name in self.decoders}
@@ -131,22 +131,23 @@ class SingleProcess:
         prompts = DecoderPrompts(
             decoder.tokenizer, max_answer_tokens=config.data.max_answer_tokens, window=1024
         )
-        batch = global_batch(step.examples, prompts, mixed=step.mixed)
-        counts = [tokenizer.num_latents(text) for text in batch.texts]
-        texts = tokenizer.batch(list(batch.texts), rows=len(batch.texts), max_latents=max(counts))
-        soft = self.wire.soft_prompt(name, self.wire.encode(texts), torch.tensor(counts))
+        batch = global_batch(step.examples, prompts, draws=step.draws)
+        wires = [batch.wire(index, tokenizer) for index in range(len(batch.texts))]
+        counts = [tokenizer.num_latents(wire.text, wire.ratio) for wire in wires]
+        texts = tokenizer.batch(wires, rows=len(wires), max_latents=max(counts))
+        wire = self.wire.inject(name, self.wire.encode(texts), torch.tensor(counts))
         own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
         prompt = own.latents_prompt
-        logits = decoder.answer_logits(prompt, soft)
+        logits = decoder.answer_logits(prompt, wire)
         losses = tokens.token_losses(logits, prompt.targets)
-        teacher = teacher_logits(decoder, prompts, step.examples)
-        spans = decoder_spans(batch.texts, tokenizer, prompts)
+        taught = teacher(decoder, prompts, step.examples).logits
+        spans = decoder_spans(wires, tokenizer, prompts)
         states = decoder.states(spans.ids, spans.mask, layer=config.objectives.span_layer)
-        distances = alignment.span(soft[:, 1:-1], states, spans.latent)
+        distances = alignment.span(wire.vectors[:, 1:-1], states, spans.latent)
         return {
             "tf": losses.mean(),
             "first": losses[prompt.target_place == 0].mean(),
-            "kd": distillation.kd(logits, teacher, temperature=1.0) / len(losses),
+            "kd": distillation.kd(logits, taught, temperature=1.0) / len(losses),
             "span": distances[list(batch.text_of)].mean(),
         }
 

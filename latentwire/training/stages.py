@@ -147,6 +147,8 @@ class Stage:
                 hold=objectives.first_hold,
                 base=objectives.first,
             )
+        if not self._config.gist.use_gist_head:
+            weights["gist"] = 0.0
         return weights
 
     def _rates(self, step: int) -> dict[str, float]:

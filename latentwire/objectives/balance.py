@@ -60,8 +60,7 @@ class Balance:
         """
         found = dict(self.multipliers)
         for name, new in balanced(weights, squares).items():
-            old = found.get(name, new)
-            found[name] = old**KEEP * new ** (1 - KEEP)
+            found[name] = found[name] ** KEEP * new ** (1 - KEEP) if name in found else new
         return Balance(multipliers=found)
 
     def applied(self, weights: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,11 @@ CHUNK = 4096
 """Rows of the table at a time."""
 
 
+def _cosines(directions: Tensor, embeddings: Tensor) -> Tensor:
+    """Of unit vectors [n, hidden] with a part of the table [chunk, hidden]: [n, chunk]."""
+    return directions @ unit(embeddings).to(directions.dtype).T
+
+
 @torch.no_grad()
 def nearest(vectors: Tensor, embeddings: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Index of the embedding with the largest cosine: [n, hidden], [vocabulary, hidden] -> [n]."""
@@ -23,7 +28,7 @@ def nearest(vectors: Tensor, embeddings: Tensor, *, chunk: int = CHUNK) -> Tenso
     best = directions.new_full(directions.shape[:1], -torch.inf)
     index = torch.zeros_like(best, dtype=torch.long)
     for start in range(0, len(embeddings), chunk):
-        found, place = (directions @ unit(embeddings[start : start + chunk]).T).max(-1)
+        found, place = _cosines(directions, embeddings[start : start + chunk]).max(-1)
         better = found > best
         best, index = torch.where(better, found, best), torch.where(better, start + place, index)
     return index
@@ -45,7 +50,7 @@ class _Part(NamedTuple):
 def _part(
     directions: Tensor, targets: Tensor, embeddings: Tensor, scale: Tensor, start: int
 ) -> _Part:
-    logits = scale * (directions @ unit(embeddings).T)  # [n, chunk]
+    logits = scale * _cosines(directions, embeddings)  # [n, chunk]
     place = targets - start
     here = (place >= 0) & (place < len(embeddings))
     target = logits.gather(1, place.clamp(0, len(embeddings) - 1)[:, None])[:, 0]

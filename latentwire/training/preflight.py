@@ -80,7 +80,9 @@ def preflight(
     for name, decoder in config.decoders.items():
         problems += model_problems(f"decoders.{name}", decoder, span)
     data = config.data
-    problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
+    problems += check_source(
+        source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
+    )
     problems += _folder_problems(
         {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     )

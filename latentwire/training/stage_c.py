@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 def open_source_for(plan: Plan, split: Split) -> DataSource:
     """One split of the run's data."""
     data = plan.config.data
-    return open_source(source=data.source, path=data.path, split=split, seed=plan.config.run.seed)
+    return open_source(
+        source=data.source,
+        path=data.path,
+        setting=data.setting,
+        split=split,
+        seed=plan.config.run.seed,
+    )
 
 
 def draw_held_out(plan: Plan) -> list[Example]:

@@ -152,17 +152,6 @@ def check_source(*, source: str, path: str | None, setting: Setting, seed: int) 
     return []
 
 
-def sample_answers(source: DataSource, *, num_documents: int = 256) -> list[str]:
-    """The answers trained on in some documents, evenly spaced over the split; none twice."""
-    step = max(1, source.num_documents // num_documents)
-    answers = (
-        example.answers[0]
-        for document in range(0, source.num_documents, step)
-        for example in source.examples(document)
-    )
-    return list(dict.fromkeys(answers))
-
-
 @functools.lru_cache(maxsize=256)
 def _profile(seed: int, split: Split, index: int) -> tuple[Example, ...]:
     return profiles.document(seed, split, index).examples

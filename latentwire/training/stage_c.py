@@ -92,6 +92,15 @@ def warn_of_cuts(job: Job, when: str) -> None:
         cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
             prompts.cut_answers
         )
+        if prompts.merged_answers:
+            log.warning(
+                "%s: %d answers that the tokenizer of '%s' would merge with data.anchor were "
+                "tokenized by themselves",
+                when,
+                len(prompts.merged_answers),
+                name,
+            )
+            prompts.merged_answers.clear()
     for what, found in cuts.items():
         if found:
             log.warning("%s: cut %d %s", when, len(found), what)

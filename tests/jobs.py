@@ -65,7 +65,9 @@ def make_trainer(job: Job) -> Trainer:
 
 
 def make_stage(config: Config, name: str = "A") -> Stage:
-    source = open_source(source="profiles", path=None, split="train", seed=config.run.seed)
+    source = open_source(
+        source="profiles", path=None, setting="distractor", split="train", seed=config.run.seed
+    )
     return Stage(config, name, source)
 
 

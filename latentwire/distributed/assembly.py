@@ -14,7 +14,7 @@ from torch import Tensor
 from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
-from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.prompts import DecoderPrompts, prompts_for
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
 from latentwire.distributed.exchange import exchange, scale_gradient
 from latentwire.distributed.fsdp_backend import FsdpBackend
@@ -103,13 +103,8 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         settings = config.decoders[name]
         log.info("loading decoder '%s' from %s", name, settings.model)
         decoders[name] = load_decoder(name, settings, dtype=dtype, device=device)
-        prompts[name] = DecoderPrompts(
-            decoders[name].tokenizer,
-            template=config.data.template,
-            chat=bool(settings.chat),
-            carries=config.wire.carries,
-            window=decoders[name].window,
-            max_answer_tokens=config.data.max_answer_tokens,
+        prompts[name] = prompts_for(
+            config, name, decoders[name].tokenizer, window=decoders[name].window
         )
     log.info("building the wire from %s", config.encoder.model)
     with_cache = config.adapter.use_deep_prefix

@@ -26,7 +26,13 @@ log = logging.getLogger(__name__)
 def open_source_for(plan: Plan, split: Split) -> DataSource:
     """One split of the run's data."""
     data = plan.config.data
-    return open_source(source=data.source, path=data.path, split=split, seed=plan.config.run.seed)
+    return open_source(
+        source=data.source,
+        path=data.path,
+        setting=data.setting,
+        split=split,
+        seed=plan.config.run.seed,
+    )
 
 
 def draw_held_out(plan: Plan) -> list[Example]:
@@ -86,6 +92,15 @@ def warn_of_cuts(job: Job, when: str) -> None:
         cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
             prompts.cut_answers
         )
+        if prompts.merged_answers:
+            log.warning(
+                "%s: %d answers that the tokenizer of '%s' would merge with data.anchor were "
+                "tokenized by themselves",
+                when,
+                len(prompts.merged_answers),
+                name,
+            )
+            prompts.merged_answers.clear()
     for what, found in cuts.items():
         if found:
             log.warning("%s: cut %d %s", when, len(found), what)

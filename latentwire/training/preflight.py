@@ -30,8 +30,17 @@ from latentwire.data.tokenizers import load_tokenizer
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
+from latentwire.training.held_out import held_out_problems
 
-_EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
+_EVALUATION_KEYS = (
+    "eval.",
+    "data.",
+    "train.",
+    "validation.",
+    "optim.",
+    "objectives.",
+    "precision",
+)
 """What an evaluation may set differently from the run that trained the wire."""
 
 
@@ -80,7 +89,8 @@ def preflight(
     for name, decoder in config.decoders.items():
         problems += model_problems(f"decoders.{name}", decoder, span)
     data = config.data
-    problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
+    data_problems = check_source(source=data.source, path=data.path, seed=config.run.seed)
+    problems += data_problems or held_out_problems(config, evaluation=evaluation)
     problems += _folder_problems(
         {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     )

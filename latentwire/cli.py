@@ -10,7 +10,7 @@ USAGE = """usage: latentwire <command> [arguments]
 
 commands:
   train        train and evaluate a wire (the same as python -m latentwire.train)
-  eval         evaluate the newest checkpoint of a run
+  eval         evaluate the best or last checkpoint of a run
   tiny build   pretrain the embedded pair
 
 latentwire <command> --help tells more.

@@ -108,6 +108,11 @@ def problems(config: Config) -> list[str]:
             )
     if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
         found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
+    if config.validation.patience and not config.validation.interval:
+        found.append(
+            f"validation.patience: {config.validation.patience}, but validation.interval is 0, so "
+            "nothing is validated; set an interval, or the patience to 0"
+        )
     if config.optim.optimizer == "adamw8bit" and config.sharding.backend != "fsdp":
         found.append(
             "optim.optimizer: 'adamw8bit' is for sharding.backend=fsdp; ZeRO's own partitions "

@@ -34,9 +34,12 @@ class WireArm:
 
 Arm = TextArm | WireArm
 
+LATENT = WireArm(name="latent")
+"""The wire as it is trained."""
+
 ARMS: tuple[Arm, ...] = (
     TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),
-    WireArm(name="latent"),
+    LATENT,
     TextArm(
         name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")
     ),

@@ -1,4 +1,4 @@
-"""Stage C: every arm on every decoder over the held-out examples, on all ranks together."""
+"""An evaluation: arms on every decoder over held-out examples, on all ranks together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -44,13 +44,20 @@ def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
 
 
 def evaluate(
-    job: Job, examples: Sequence[Example], *, stop: Callable[[], str] = lambda: ""
+    job: Job,
+    examples: Sequence[Example],
+    *,
+    arms: Sequence[Arm] = ARMS,
+    description: str = "stage C",
+    stop: Callable[[], str] = lambda: "",
 ) -> tuple[dict[str, Any], list[Prediction]] | None:
-    """Runs all arms and scores them.
+    """Runs the arms and scores them; the wire is left in evaluation mode.
 
     Every group splits the same batches over its ranks. All ranks must call.
 
     Args:
+        arms: the same on every rank; tables follow their order.
+        description: what the progress bar calls it.
         stop: asked before each batch for a reason to stop; the same answer on every rank.
 
     Returns:
@@ -58,21 +65,25 @@ def evaluate(
 
     Raises:
         Interrupted: ``stop`` gave a reason.
+        ValueError: an arm reads a wrong wire, and all examples have the same text.
     """
     world = job.groups.world
-    wrong = wrong_texts(
-        [job.any_prompts.slot_text(example) for example in examples], seed=job.config.run.seed
-    )
+    wrong: dict[str, str] = {}
+    if any(_is_wrong(arm) for arm in arms):
+        slots = [job.any_prompts.slot_text(example) for example in examples]
+        wrong = wrong_texts(slots, seed=job.config.run.seed)
     contexts = dict.fromkeys(example.context for example in examples)
     documents = {context: index for index, context in enumerate(contexts)}
     predictions: list[Prediction] = []
     job.wire.eval()
     batches = list(_batches(job, examples))
     with torch.no_grad():
-        for indices, batch_examples in tqdm(batches, desc="stage C", disable=_quiet(job)):
+        # Under another bar it goes when it is done.
+        bar = tqdm(batches, desc=description, leave=None, disable=_quiet(job))
+        for indices, batch_examples in bar:
             if reason := stop():
                 raise Interrupted(reason)
-            predictions += _predict(job, indices, batch_examples, wrong, documents)
+            predictions += _predict(job, indices, batch_examples, arms, wrong, documents)
     gathered = gather_json([asdict(prediction) for prediction in predictions], world)
     if gathered is None:
         return None
@@ -82,10 +93,14 @@ def evaluate(
         for row in rows
     ]
     decoders = [spec.decoder for spec in job.groups.topology.groups]
-    order = {name: index for index, name in enumerate(names())}
+    order = {name: index for index, name in enumerate(names(arms))}
     every.sort(key=lambda p: (p.example, decoders.index(p.decoder), order[p.arm]))
-    metrics = summarize(every, decoders=decoders, arms=names(), seed=job.config.run.seed)
+    metrics = summarize(every, decoders=decoders, arms=names(arms), seed=job.config.run.seed)
     return metrics, every
+
+
+def _is_wrong(arm: Arm) -> bool:
+    return isinstance(arm, WireArm) and arm.wrong
 
 
 def _quiet(job: Job) -> bool | None:
@@ -106,13 +121,15 @@ def _predict(
     job: Job,
     indices: list[int],
     examples: tuple[Example, ...],
+    arms: Sequence[Arm],
     wrong: dict[str, str],
     documents: dict[str, int],
 ) -> list[Prediction]:
     batch = global_batch(examples, job.any_prompts)
-    own = (batch, job.latents(batch))
-    other = global_batch(examples, job.any_prompts, replace=wrong)
-    swapped = (other, job.latents(other))
+    own = swapped = (batch, job.latents(batch))
+    if wrong:
+        other = global_batch(examples, job.any_prompts, replace=wrong)
+        swapped = (other, job.latents(other))
     found = []
     for name in job.decoders:
         group = job.groups.decoder(name)
@@ -120,7 +137,7 @@ def _predict(
         part = range(group.rank * size, (group.rank + 1) * size)
         # What fills up the last batch repeats an index and is not counted.
         counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
-        for arm in ARMS:
+        for arm in arms:
             if isinstance(arm, WireArm):
                 scored = _read_wire(job, name, arm, *(swapped if arm.wrong else own))
             else:

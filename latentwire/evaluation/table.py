@@ -26,8 +26,8 @@ def result_table(metrics: dict[str, Any]) -> str:
             f"compression {_number(decoder['compression_tokens'], 2)}x in tokens"
         )
     lines.append(
-        f"{metrics['num_examples']} examples; wire {metrics['wire_bytes']:.0f} bytes at bf16, "
-        f"text {metrics['text_bytes']:.0f} bytes"
+        f"{metrics['num_examples']} examples; wire {_number(metrics['wire_bytes'], 0)} bytes at "
+        f"bf16, text {_number(metrics['text_bytes'], 0)} bytes"
     )
     return "\n".join(lines)
 

@@ -7,6 +7,8 @@ import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from latentwire import config_file
+from latentwire.training import validation
+from latentwire.training.held_out import draw_validation
 from latentwire.training.preflight import Plan
 from latentwire.wire.adapter import Adapter
 
@@ -24,6 +26,7 @@ def describe(plan: Plan) -> str:
             f"decoder {name:<10} {_count(AutoModelForCausalLM, decoder):>15,} parameters (frozen)"
         )
         lines.append(f"adapter {name:<10} {_adapter(plan, name):>15,} parameters (trained)")
+    lines += validation.describe(config, len(draw_validation(config)))
     return "\n".join(lines)
 
 

@@ -30,9 +30,18 @@ from latentwire.data.tokenizers import load_tokenizer
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
+from latentwire.training.held_out import held_out_problems
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
 
-_EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
+_EVALUATION_KEYS = (
+    "eval.",
+    "data.",
+    "train.",
+    "validation.",
+    "optim.",
+    "objectives.",
+    "precision",
+)
 """What an evaluation may set differently from the run that trained the wire."""
 
 
@@ -88,7 +97,7 @@ def preflight(
         if not any(problem.startswith(f"decoders.{name}.model:") for problem in found):
             found += prompt_problems(config, name, examples)
         problems += found
-    problems += data_problems
+    problems += data_problems or held_out_problems(config, evaluation=evaluation)
     problems += _folder_problems(
         {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     )

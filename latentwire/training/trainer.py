@@ -18,6 +18,7 @@ from latentwire.training.objectives import measure, weighted
 from latentwire.training.records import StepRecord
 from latentwire.training.signals import StopRequest
 from latentwire.training.stages import Stage, StepPlan
+from latentwire.training.validation import Verdict, no_validation
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class Trainer:
         job: this rank's decoders, wire and groups.
         record: called with each step's record; every rank, every step.
         save: publishes a checkpoint.
+        validate: called after each step, with whether the stage ends there; every rank.
         num_skipped: steps that the run skipped before it was resumed.
     """
 
@@ -41,19 +43,21 @@ class Trainer:
         *,
         record: Callable[[StepRecord], None],
         save: Save,
+        validate: Callable[..., Verdict] = no_validation,
         num_skipped: int = 0,
     ) -> None:
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
         self._save = save
+        self._validate = validate
 
     def run(self, stage: Stage, *, done: int, stop: StopRequest) -> str:
-        """Trains ``stage`` from step ``done`` + 1 to its end.
+        """Trains ``stage`` from step ``done`` + 1 to its end, or until validation ends it.
 
         Returns:
-            Why it ended early (``preempted`` or ``stopped``), or an empty string. Either way
-            the last step is saved.
+            Why the run stops (``preempted`` or ``stopped``), or an empty string. Either way the
+            last step is saved.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped; the last one is saved too.
@@ -61,6 +65,7 @@ class Trainer:
         config, world = self._job.config, self._job.groups.world
         self._job.wire.train()
         quiet = True if world.rank else None
+        shown: dict[str, str] = {}
         steps = range(done + 1, stage.num_steps + 1)
         bar = tqdm(
             steps, desc=f"stage {stage.name}", initial=done, total=stage.num_steps, disable=quiet
@@ -68,17 +73,20 @@ class Trainer:
         for step in bar:
             record = self.step(stage.plan(step))
             self._record(record)
-            if record.progress:
-                bar.set_postfix(record.progress)
+            is_last = step == stage.num_steps
+            verdict = self._validate(stage.name, step, is_last=is_last)
+            if record.progress or verdict.progress:
+                shown |= record.progress | verdict.progress
+                bar.set_postfix(shown)
             reason = stop.agreed(world)
             exhausted = self.guard.exhausted()
             interval = config.checkpoint.interval
-            is_due = step == stage.num_steps or (interval and step % interval == 0)
-            if is_due or reason or exhausted:
+            is_due = is_last or (interval and step % interval == 0)
+            if is_due or verdict.is_best or verdict.ends_stage or reason or exhausted:
                 self._save(stage.name, step)
             if exhausted:
                 raise NonFiniteError(exhausted)
-            if reason:
+            if reason or verdict.ends_stage:
                 bar.close()
                 return reason
         return ""

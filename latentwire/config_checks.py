@@ -185,7 +185,7 @@ def _objective_problems(config: Config) -> list[str]:
         found += [
             f"objectives.{name}: {weights[name]}, but it is about the soft prompt, which "
             "adapter.use_soft_prompt=false leaves out; use 0"
-            for name in ("span", "latent_align", "manifold", "scale_l2")
+            for name in ("latent_align", "manifold", "scale_l2")
             if weights[name] > 0
         ]
     unknown = [name for name in config.diagnostics.grad_diag_components if name not in OBJECTIVES]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Place:
     """Steps of the run so far that were skipped because they were not finite."""
     validation: Standing = Standing()
     """What the validations so far, one at this step included, came to."""
+    balance: Mapping[str, float] = field(default_factory=dict)
+    """Multipliers of the objectives' weights, where they are balanced."""
 
 
 def save(

@@ -166,16 +166,24 @@ class EncoderTokenizer:
         """Positions a decoder reads for the wire of a text, begin and end included."""
         return num_positions(self.num_latents(text, ratio), self._wire, self._adapter)
 
-    def latent_ends(self, text: str, ratio: int | None = None) -> list[int]:
-        """For each shared latent of ``text``, where its span ends: characters from its start."""
+    def latent_ends(
+        self, text: str, ratio: int | None = None, *, num_spans: int | None = None
+    ) -> list[int]:
+        """For each shared latent of ``text``, where its span ends: characters from its start.
+
+        Args:
+            num_spans: of this many equal spans instead, or as many as there are tokens.
+        """
         ends = self._pieces.ends(text)[: self.max_tokens]
         count = self.num_latents(text, ratio)
+        if num_spans is not None:
+            count = min(num_spans, len(ends))
         found = [0] * count
         latents = latent_of(
             torch.arange(len(ends)),
             counts=count,
             num_tokens=len(ends),
-            ratio=self._span(ratio),
+            ratio=self._span(ratio) if num_spans is None else 0,
         )
         for latent, end in zip(latents.tolist(), ends, strict=True):
             found[latent] = max(found[latent], end)

@@ -38,13 +38,20 @@ class Spans:
 
 
 def decoder_spans(
-    wires: Sequence[WireText], tokenizer: EncoderTokenizer, prompts: DecoderPrompts
+    wires: Sequence[WireText],
+    tokenizer: EncoderTokenizer,
+    prompts: DecoderPrompts,
+    *,
+    num_spans: int | None = None,
 ) -> Spans:
     """The texts of ``wires`` for one decoder, cut to its window.
 
     A token belongs to the latent whose span holds its last character, unless that is dropped.
+
+    Args:
+        num_spans: belongs to one of so many equal spans of its text instead.
     """
-    rows = [_row(wire, tokenizer, prompts) for wire in wires]
+    rows = [_row(wire, tokenizer, prompts, num_spans) for wire in wires]
     length = max(1, *(len(row) for row in rows))
     ids = torch.full((len(rows), length), prompts.pad)
     latent = torch.full((len(rows), length), NO_LATENT)
@@ -57,11 +64,11 @@ def decoder_spans(
 
 
 def _row(
-    wire: WireText, tokenizer: EncoderTokenizer, prompts: DecoderPrompts
+    wire: WireText, tokenizer: EncoderTokenizer, prompts: DecoderPrompts, num_spans: int | None
 ) -> list[tuple[int, int]]:
     """(token, latent) of one wire's text."""
-    ends = tokenizer.latent_ends(wire.text, wire.ratio)
-    keep = wire.keep or (True,) * len(ends)
+    ends = tokenizer.latent_ends(wire.text, wire.ratio, num_spans=num_spans)
+    keep = wire.keep if wire.keep and num_spans is None else (True,) * len(ends)
     row = [(token, NO_LATENT) for token in prompts.lead]
     place = 0
     for token, end in prompts.slot_ends(wire.text):

@@ -78,6 +78,24 @@ def add_to_cache(
         layer.values = layer.values + more_values.to(layer.values.dtype)
 
 
+def at_rest(cache: Any, *, first: int, rotate: Rotation | None) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer [rows, length, kv_heads * head_dim], keys turned back.
+
+    So turned, what two positions say can be compared wherever they stand.
+
+    Args:
+        first: positions of the cache that are left out at its front.
+    """
+    found = []
+    for layer in cache.layers:
+        keys, values = layer.keys[:, :, first:], layer.values[:, :, first:]
+        if rotate is not None:
+            place = torch.arange(first, first + keys.shape[2], device=keys.device)
+            keys = rotate(keys, -place)
+        found.append((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)))
+    return found
+
+
 def rotation_of(model: nn.Module) -> Rotation | None:
     """How a decoder turns keys by their position; None where it does not, or not all of a key.
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
 from latentwire.data.tokenizers import load_tokenizer
-from latentwire.decoders.cache import add_to_cache, cache_shape, rotation_of
+from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
 from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
 from latentwire.decoders.lora import LoraSlots
 from latentwire.wire.backbones import transformer_layers
@@ -34,6 +34,8 @@ class Context:
     """[rows, positions]: True at positions that may be attended to."""
     lora: Updates
     """What the decoder's linear layers are updated with as it reads on."""
+    prefixes: list[tuple[Tensor, Tensor]] | None = None
+    """Where asked for: of each layer the keys and values of the prefixes, as ``at_rest``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,8 @@ class Answered:
     """[supervised, vocabulary]"""
     states: Tensor | None = None
     """[layers, supervised, hidden] of the layers that were asked for."""
+    prefixes: list[tuple[Tensor, Tensor]] | None = None
+    """Where asked for: of each layer keys and values [prefixes, length, kv_heads * head_dim]."""
 
 
 class _Reached(Exception):  # noqa: N818
@@ -148,11 +152,26 @@ class FrozenDecoder:
             handle.remove()
         return found[0]
 
-    def read(self, batch: PromptBatch, wire: Injection | None) -> Context:
+    @torch.no_grad()
+    def keys_and_values(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
+        [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
+        output = self.model(
+            inputs_embeds=self._embed(ids),
+            attention_mask=mask.long(),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return at_rest(output.past_key_values, first=0, rotate=self._rotate)
+
+    def read(
+        self, batch: PromptBatch, wire: Injection | None, *, with_prefixes: bool = False
+    ) -> Context:
         """Reads every prefix once and hands each example its own.
 
         Args:
             wire: what fills the slots, and is added to the cache there; None for text.
+            with_prefixes: keep the prefixes' keys and values.
         """
         embeds = self._embed(batch.prefix_ids)  # [prefixes, length, hidden]
         lora: Updates = {} if wire is None else wire.lora
@@ -185,8 +204,9 @@ class FrozenDecoder:
                 first=first,
                 rotate=self._rotate,
             )
+        prefixes = at_rest(cache, first=first, rotate=self._rotate) if with_prefixes else None
         cache.batch_select_indices(batch.prefix_of)
-        return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora)
+        return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora, prefixes=prefixes)
 
     def continue_from(
         self,
@@ -224,10 +244,20 @@ class FrozenDecoder:
         return output.logits, states
 
     def answer(
-        self, batch: PromptBatch, wire: Injection | None = None, *, layers: tuple[int, ...] = ()
+        self,
+        batch: PromptBatch,
+        wire: Injection | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        with_prefixes: bool = False,
     ) -> Answered:
-        """What the decoder says at the supervised positions, from one reading of the batch."""
-        context = self.read(batch, wire)
+        """What the decoder says at the supervised positions, from one reading of the batch.
+
+        Args:
+            layers: whose states at those positions are wanted too.
+            with_prefixes: the prefixes' keys and values are wanted too.
+        """
+        context = self.read(batch, wire, with_prefixes=with_prefixes)
         logits, states = self.continue_from(
             context,
             batch.suffix_ids,
@@ -240,6 +270,7 @@ class FrozenDecoder:
         return Answered(
             logits=logits.flatten(0, 1)[batch.target_index],
             states=torch.stack(kept) if kept else None,
+            prefixes=context.prefixes,
         )
 
     def answer_logits(self, batch: PromptBatch, wire: Injection | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from latentwire.config import OBJECTIVES, Config
 from latentwire.data.batch import PromptBatch
 from latentwire.data.loader import DecoderBatch, GlobalBatch
 from latentwire.data.rewriting import continue_batch, gist_targets, repeat_batch
-from latentwire.data.spans import decoder_spans
+from latentwire.data.spans import Spans, decoder_spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
 from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job
@@ -51,7 +51,7 @@ def wanted(config: Config, *, with_norms: bool) -> set[str]:
         cheap = [name for name in OBJECTIVES if name not in (*_OWN_FORWARD, "span")]
         found |= set(config.diagnostics.grad_diag_components or cheap)
     if not config.adapter.use_soft_prompt:
-        found -= {"span", *_OF_VECTORS}
+        found -= set(_OF_VECTORS)
     if not config.gist.use_gist_head:
         found.discard("gist")
     return found
@@ -82,7 +82,8 @@ def measure(
     layers: tuple[int, ...] = ()
     if "state" in names:
         layers = config.state_layers or tuple(range(1, decoder.num_layers + 1))
-    said = decoder.answer(prompt, wire, layers=layers)
+    of_cache = "span" in names and job.config.adapter.use_deep_prefix
+    said = decoder.answer(prompt, wire, layers=layers, with_prefixes=of_cache)
     losses = tokens.token_losses(said.logits, prompt.targets)
     sums = {
         "tf": tokens.tf(losses),
@@ -94,7 +95,7 @@ def measure(
         taught = teacher(decoder, job.prompts[name], examples, layers=layers)
         sums |= _distilled(said, taught, prompt.target_place, part, names)
     others: dict[str, Callable[[], Tensor]] = {
-        "span": part.span,
+        "span": lambda: part.span(prompt, said),
         "latent_align": part.latent_align,
         "manifold": part.manifold,
         "scale_l2": part.scale_l2,
@@ -142,15 +143,50 @@ class _Part:
         self._first = 1 + config.adapter.deep_prefix_len
         self._num_private = config.wire.latent_private_len
 
-    def span(self) -> Tensor:
-        """Each shared latent's vector and the states of the text it stands for."""
-        batch, own = self._batch, self._own
-        wires = [batch.wire(text, self.job.tokenizer) for text in own.texts]
-        spans = decoder_spans(wires, self.job.tokenizer, self._prompts).to(self.job.device)
-        layer = self.job.config.objectives.span_layer
+    def span(self, prompt: PromptBatch, said: Answered) -> Tensor:
+        """What stands at each latent's position and what the decoder makes of its text: the mean
+        over the soft prompt's vectors and the deep prefix's keys and values, as there are."""
+        parts = []
+        if self.job.config.adapter.use_soft_prompt:
+            parts.append(self._span_of_vectors())
+        if said.prefixes is not None:
+            parts.append(self._span_of_cache(prompt, said.prefixes))
+        return torch.stack(parts).mean()
+
+    def _spans(self, num_spans: int | None = None) -> Spans:
+        tokenizer = self.job.tokenizer
+        wires = [self._batch.wire(text, tokenizer) for text in self._own.texts]
+        spans = decoder_spans(wires, tokenizer, self._prompts, num_spans=num_spans)
+        return spans.to(self.job.device)
+
+    def _span_of_vectors(self) -> Tensor:
+        spans, layer = self._spans(), self.job.config.objectives.span_layer
         states = self._decoder.states(spans.ids, spans.mask, layer=layer)
         vectors = self._wire.vectors[:, self._first + self._num_private : -1]
         return self._over_readers(alignment.span(vectors, states, spans.latent))
+
+    def _span_of_cache(self, prompt: PromptBatch, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        num_slots = self.job.config.adapter.deep_prefix_len
+        spans = self._spans(num_slots or None)
+        text = self._decoder.keys_and_values(spans.ids, spans.mask)
+        first = 1 if num_slots else self._first + self._num_private
+        num_slots = num_slots or self._wire.vectors.shape[1] - first - 1
+        # Where each prefix holds the slots, and which wire they are of.
+        place = (prompt.prefix_soft == 0).int().argmax(1)[:, None]
+        place = place + first + torch.arange(num_slots, device=place.device)
+        place = place.clamp(max=prompt.prefix_soft.shape[1] - 1)[..., None]
+        latent = spans.latent[prompt.prefix_soft_row]
+        distances = [
+            alignment.span(
+                own.gather(1, place.expand(-1, -1, own.shape[-1])),
+                meant[prompt.prefix_soft_row],
+                latent,
+            )
+            for own_layer, text_layer in zip(found, text, strict=True)
+            for own, meant in zip(own_layer, text_layer, strict=True)
+        ]
+        readers = prompt.prefix_of.bincount(minlength=len(place))
+        return (torch.stack(distances).mean(0) * readers).sum()
 
     def latent_align(self) -> Tensor:
         vectors, mask = self._soft_prompt()

@@ -21,10 +21,16 @@ class StepRecord:
 
     Args:
         counts: per hosted decoder, what each objective is divided by.
+        balancing: the step's gradient norms are wanted for more than the record.
     """
 
     def __init__(
-        self, job: Job, plan: StepPlan, *, counts: Mapping[str, Mapping[str, int]]
+        self,
+        job: Job,
+        plan: StepPlan,
+        *,
+        counts: Mapping[str, Mapping[str, int]],
+        balancing: bool = False,
     ) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
@@ -35,7 +41,8 @@ class StepRecord:
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
         # On these steps every objective is measured, whatever its weight.
-        self.with_norms = bool(interval) and plan.step % interval == 0
+        self._balancing = balancing
+        self.with_norms = balancing or (bool(interval) and plan.step % interval == 0)
         self.names = wanted(job.config, with_norms=self.with_norms)
         """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
@@ -61,7 +68,8 @@ class StepRecord:
         self._num_tokens[name] += measured.num_tokens
         if self.with_norms:
             squares = self._squares[name]
-            named = self._job.config.diagnostics.grad_diag_components or normalised
+            components = self._job.config.diagnostics.grad_diag_components
+            named = components if components and not self._balancing else normalised
             asked = {key: value for key, value in normalised.items() if key in named}
             for key, value in objective_norms(asked, measured.wire.ends).items():
                 squares[key] = squares.get(key, 0) + value.square()
@@ -71,6 +79,14 @@ class StepRecord:
         """Takes the step's global gradient norm, whether it was skipped, and its duration."""
         self._norm, self._skipped, self._seconds = norm, skipped, seconds
         self.is_logged = self.is_logged or skipped
+
+    def grad_squares(self) -> dict[str, float]:
+        """Squared gradient norms by objective, over the decoders this rank hosts."""
+        found: dict[str, float] = {}
+        for squares in self._squares.values():
+            for key, square in squares.items():
+                found[key] = found.get(key, 0.0) + float(square)
+        return found
 
     def bad_objectives(self) -> dict[str, list[str]]:
         """Trained objectives of this rank that are not finite, by decoder."""

@@ -19,6 +19,7 @@ from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
+from latentwire.objectives.balance import Balance
 from latentwire.training import resume
 from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
 from latentwire.training.preflight import Plan
@@ -196,6 +197,7 @@ def _train_stages(
             samples=step * config.train.batch_size,
             num_skipped=trainer.guard.num_skipped,
             validation=validator.standing,
+            balance=trainer.auto_weights.balance.state(),
         )
         if state.save(plan.checkpoint_folder, at, job.units, tree, world=world):
             log.info("stage %s: saved step %d", stage, step)
@@ -217,9 +219,13 @@ def _train_stages(
             )
             write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
 
-    num_skipped = place.num_skipped if place else 0
     trainer = Trainer(
-        job, record=record, save=save, validate=validator.after_step, num_skipped=num_skipped
+        job,
+        record=record,
+        save=save,
+        validate=validator.after_step,
+        num_skipped=place.num_skipped if place else 0,
+        balance=Balance.from_state(place.balance if place else {}),
     )
     for stage in stages:
         done = resume.steps_done(plan, stage.name, place)

@@ -11,6 +11,8 @@ from latentwire.data.example import Example
 from latentwire.data.sources import DataSource, Split
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import barrier
+from latentwire.evaluation.arms import arms_of
+from latentwire.evaluation.gist import gist_scores
 from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
@@ -21,6 +23,9 @@ from latentwire.training.signals import StopRequest
 from latentwire.training.status import FILES, write_status
 
 log = logging.getLogger(__name__)
+
+_COUNTED_DOCUMENTS = 256
+"""Training documents whose tokens the gist's baselines count."""
 
 
 def open_source_for(plan: Plan, split: Split) -> DataSource:
@@ -51,16 +56,32 @@ def evaluate_into_folder(
         config.eval.split,
         _name(checkpoint.describe()),
     )
-    result = evaluate(job, examples, stop=lambda: stop.agreed(job.groups.world))
+    result = evaluate(
+        job,
+        examples,
+        arms=arms_of(config.eval.ratios),
+        stop=lambda: stop.agreed(job.groups.world),
+    )
+    gists = _gists(plan, job, examples) if config.gist.use_gist_head else None
     warn_of_cuts(job, "stage C")
     if result is not None:
         metrics, predictions = result
         metrics["checkpoint"] = checkpoint.describe()
         metrics["split"] = config.eval.split
+        for name, scores in (gists or {}).items():
+            metrics["decoders"][name]["gist"] = scores
         _write_results(plan, metrics, predictions)
         print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)
     barrier(job.groups.world)
+
+
+def _gists(plan: Plan, job: Job, examples: Sequence[Example]) -> dict[str, dict[str, float]] | None:
+    source = open_source_for(plan, "train")
+    step = -(-source.num_documents // _COUNTED_DOCUMENTS)
+    documents = (source.examples(number) for number in range(0, source.num_documents, step))
+    texts = [job.any_prompts.slot_text(questions[0]) for questions in documents if questions]
+    return gist_scores(job, examples, trained_on=texts)
 
 
 def warn_of_cuts(job: Job, when: str) -> None:

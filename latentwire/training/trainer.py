@@ -13,6 +13,8 @@ from latentwire.data.loader import global_batch
 from latentwire.data.rewriting import supervised_counts
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import clip_factor, global_gradient
+from latentwire.objectives.balance import Balance
+from latentwire.training.balance import AutoWeights
 from latentwire.training.guard import Guard, NonFiniteError
 from latentwire.training.objectives import measure, weighted
 from latentwire.training.records import StepRecord
@@ -21,6 +23,8 @@ from latentwire.training.stages import Stage, StepPlan
 from latentwire.training.validation import Verdict, no_validation
 
 log = logging.getLogger(__name__)
+
+_FRESH = Balance()
 
 Save = Callable[[str, int], None]
 """(stage, steps done) -> publishes a checkpoint; every rank calls it."""
@@ -35,6 +39,7 @@ class Trainer:
         save: publishes a checkpoint.
         validate: called after each step, with whether the stage ends there; every rank.
         num_skipped: steps that the run skipped before it was resumed.
+        balance: of the objectives' weights, where the run is resumed.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class Trainer:
         save: Save,
         validate: Callable[..., Verdict] = no_validation,
         num_skipped: int = 0,
+        balance: Balance = _FRESH,
     ) -> None:
+        self.auto_weights = AutoWeights(job, balance=balance)
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
@@ -97,7 +104,9 @@ class Trainer:
         start = time.perf_counter()
         # Dropout, where there is any, is a function of the step, so that a resume repeats it.
         torch.manual_seed(plan.dropout_seed(job.groups.rank))
-        record = StepRecord(job, plan, counts=self._counts(plan))
+        balancing = self.auto_weights.is_due(plan)
+        configured, plan = plan, self.auto_weights.applied(plan)
+        record = StepRecord(job, plan, counts=self._counts(plan), balancing=balancing)
         loss = torch.zeros((), device=job.device)
         micro_batches = plan.micro_batches(job.config.train.accumulation)
         for number, examples in enumerate(micro_batches, start=1):
@@ -116,6 +125,8 @@ class Trainer:
             self.guard.skipped(plan, record, gradient)
         for unit in job.units.values():
             unit.zero_grad()
+        if balancing:
+            self.auto_weights.update(configured, record)
         record.finish(
             gradient.norm, skipped=not gradient.is_finite, seconds=time.perf_counter() - start
         )

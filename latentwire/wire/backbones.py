@@ -33,9 +33,9 @@ class Backbone(Protocol):
 class TrainedModel(nn.Module):
     """A trained copy of a causal language model, looking both ways or only back."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, model: Any) -> None:
         super().__init__()
-        self.model = _load(config).train()
+        self.model = model.train()
         if config.lora.rank:
             self.model = _with_lora(self.model, config)
         if config.activation_checkpointing:
@@ -67,9 +67,9 @@ class FrozenStates(nn.Module):
     together do (arXiv 2602.03784, layer ablation).
     """
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: EncoderConfig, model: Any) -> None:
         super().__init__()
-        self.model = _load(config).eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
         self.width = int(self.model.config.hidden_size)
         self._layers = config.layers or tuple(range(len(transformer_layers(self.model)) + 1))
         self.norms = nn.ModuleList(nn.LayerNorm(self.width) for _ in self._layers)
@@ -131,13 +131,16 @@ class ByteTransformer(nn.Module):
         return None
 
 
-def make_backbone(config: EncoderConfig) -> Any:
-    """The backbone that a configuration names."""
-    if config.kind == "lm":
-        return TrainedModel(config)
-    if config.kind == "stq":
-        return FrozenStates(config)
-    return ByteTransformer(config.byte, bidirectional=config.attention == "bidirectional")
+def make_backbone(config: EncoderConfig, model: Any = None) -> Any:
+    """The backbone that a configuration names.
+
+    Args:
+        model: the language model to build on; None loads it.
+    """
+    if config.kind == "byte":
+        return ByteTransformer(config.byte, bidirectional=config.attention == "bidirectional")
+    model = _load(config) if model is None else model
+    return (TrainedModel if config.kind == "lm" else FrozenStates)(config, model)
 
 
 def transformer_layers(model: Any) -> list[nn.Module]:

@@ -5,6 +5,8 @@ The results of peers agree on the default's parts: start from a language model a
 it look both ways, pool contiguous spans (arXiv 2510.20797, arXiv 2510.20535).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +22,14 @@ class Encoder(nn.Module):
 
     Args:
         num_lead: how many leading tokens ``EncoderTokenizer`` puts before a text.
+        model: the language model to build on; None loads it.
     """
 
-    def __init__(self, config: Config, *, num_lead: int) -> None:
+    def __init__(self, config: Config, *, num_lead: int, model: Any = None) -> None:
         super().__init__()
         wire = config.wire
         self._num_lead = num_lead
-        self.backbone = make_backbone(config.encoder)
+        self.backbone = make_backbone(config.encoder, model)
         width = self.backbone.width
         self.pooling = make_pooling(width, wire)
         self._num_private = wire.latent_private_len * len(config.decoders)

@@ -7,6 +7,7 @@ that they cannot drift apart.
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,11 @@ from latentwire.wire.unit import DecoderShape, DecoderUnit, Injection
 
 
 class SharedUnit(nn.Module):
-    """Text to wire; the same for every decoder."""
+    """Text to wire; the same for every decoder. Arguments are those of ``Encoder``."""
 
-    def __init__(self, config: Config, *, num_lead: int) -> None:
+    def __init__(self, config: Config, *, num_lead: int, model: Any = None) -> None:
         super().__init__()
-        self.encoder = Encoder(config, num_lead=num_lead)
+        self.encoder = Encoder(config, num_lead=num_lead, model=model)
 
     def forward(self, texts: EncoderTexts) -> Tensor:
         """-> latents [rows, private + max_latents, d_z]"""

@@ -63,6 +63,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         step, place = found or (None, None)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
+        _report_early_end(plan, stages, place)
         checkpoint = resume.chosen(plan, step, standing.best)
         if resume.agreed_finished(plan, groups, stages, place, checkpoint):
             return _show_finished(plan, groups)
@@ -147,6 +148,18 @@ def _open_stream(
     stream = DiagnosticsStream(path, run=plan.config.run.tag, world=groups.world)
     stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
     return stream
+
+
+def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
+    for stage in stages:
+        if place is None or stage.name != place.stage or place.step >= stage.num_steps:
+            continue
+        if resume.steps_done(plan, stage.name, place) > place.step:
+            log.info(
+                "stage %s ended early with step %d; more validation.patience would go on",
+                stage.name,
+                place.step,
+            )
 
 
 def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:

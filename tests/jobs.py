@@ -13,7 +13,8 @@ from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.sources import open_source
 from latentwire.data.spans import decoder_spans
-from latentwire.decoders.frozen import FrozenDecoder, load_decoder
+from latentwire.decoders.frozen import FrozenDecoder
+from latentwire.decoders.loading import load_decoder
 from latentwire.decoders.teacher import teacher_logits
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups

@@ -1,4 +1,4 @@
-"""A frozen decoder: loads a causal LM, reads prefixes once, and gives logits where asked.
+"""A frozen decoder: a causal LM that reads prefixes once, and gives logits where asked.
 
 Whatever is read, text or wire, goes through ``read`` and ``continue_from``; the text teacher, the
 latent student and generation differ only in what fills the prefix.
@@ -9,11 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
-from latentwire.data.tokenizers import load_tokenizer
 from latentwire.wire.encoder import transformer_layers
 
 
@@ -140,32 +137,3 @@ class FrozenDecoder:
             context, batch.suffix_ids, batch.suffix_mask, batch.suffix_positions, batch.columns
         )
         return logits.flatten(0, 1)[batch.target_index]
-
-
-def load_decoder(
-    name: str, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
-) -> FrozenDecoder:
-    """Loads a decoder by folder or hub id, frozen, on one device."""
-    common: dict[str, Any] = {
-        "revision": config.revision,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    extra: dict[str, Any] = {}
-    if config.quantization == "nf4":
-        from transformers import BitsAndBytesConfig
-
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-        extra["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(
-        config.model,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        **common,
-        **extra,
-    )
-    if config.quantization == "none":
-        model = model.to(device)
-    return FrozenDecoder(name, model, load_tokenizer(config))

@@ -18,6 +18,7 @@ from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier, broadcast_json
 from latentwire.evaluation.runner import Interrupted
+from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
 from latentwire.training.run_folder import PROGRESS, log_to, prepare
@@ -59,6 +60,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
             return _show_finished(plan, groups)
         examples = draw_held_out(plan)
         job = assemble(config, groups)
+        frozen = FrozenCheck(job)
         _report_units(job)
         place = _restore(resume, job)
         stream = DiagnosticsStream(
@@ -68,8 +70,9 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         reason = _train_stages(plan, job, stages, place, stream, stop)
         if reason:
             return _stopped(plan, groups, reason)
+        frozen.verify()
         step = _agreed_newest(plan, groups)
-        return _evaluate(plan, job, examples, step, stop)
+        return _evaluate(plan, job, frozen, examples, step, stop)
 
 
 def evaluate_only(plan: Plan) -> Outcome:
@@ -86,17 +89,23 @@ def evaluate_only(plan: Plan) -> Outcome:
         )
     examples = draw_held_out(plan)
     job = assemble(config, groups)
+    frozen = FrozenCheck(job)
     state.restore(step, job.units, with_optimizer=False)
     log.info("loaded %s", step.path)
     with StopRequest() as stop:
-        return _evaluate(plan, job, examples, step, stop)
+        return _evaluate(plan, job, frozen, examples, step, stop)
 
 
 def _evaluate(
-    plan: Plan, job: Job, examples: Sequence[Example], step: Step | None, stop: StopRequest
+    plan: Plan,
+    job: Job,
+    frozen: FrozenCheck,
+    examples: Sequence[Example],
+    step: Step | None,
+    stop: StopRequest,
 ) -> Outcome:
     try:
-        evaluate_into_folder(plan, job, examples, step=step, stop=stop)
+        evaluate_into_folder(plan, job, frozen, examples, step=step, stop=stop)
     except Interrupted as request:
         return _stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)

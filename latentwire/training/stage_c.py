@@ -16,6 +16,7 @@ from latentwire.distributed.messages import barrier
 from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.runner import evaluate, held_out
 from latentwire.evaluation.table import result_table
+from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.preflight import Plan
 from latentwire.training.signals import StopRequest
 from latentwire.training.status import FILES, write_status
@@ -45,7 +46,13 @@ def draw_held_out(plan: Plan) -> list[Example]:
 
 
 def evaluate_into_folder(
-    plan: Plan, job: Job, examples: Sequence[Example], *, step: Step | None, stop: StopRequest
+    plan: Plan,
+    job: Job,
+    frozen: FrozenCheck,
+    examples: Sequence[Example],
+    *,
+    step: Step | None,
+    stop: StopRequest,
 ) -> None:
     """Evaluates the wire as it stands and writes metrics and predictions. All ranks call.
 
@@ -54,17 +61,20 @@ def evaluate_into_folder(
 
     Raises:
         Interrupted: ``stop`` was asked for; nothing was written.
+        RuntimeError: a decoder changed since ``frozen`` saw it; nothing was written.
     """
     config = plan.config
     log.info("stage C: %d %s examples", len(examples), config.eval.split)
     result = evaluate(job, examples, stop=lambda: stop.agreed(job.groups.world))
     warn_of_cuts(job, "stage C")
+    hashes = frozen.verify()
     if result is not None:
         metrics, predictions = result
         metrics["checkpoint"] = (
             {"stage": step.stage, "step": step.number} if step else {"stage": None, "step": 0}
         )
         metrics["split"] = config.eval.split
+        metrics["decoder_hashes"] = hashes
         _write_results(plan, metrics, predictions)
         print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)

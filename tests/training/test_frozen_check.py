@@ -19,10 +19,9 @@ from latentwire.training.preflight import preflight
 from latentwire.training.trainer import Trainer
 
 SETTINGS = {
-    "fsdp": ("none", "fsdp"),
     "zero2": ("none", "zero2"),
-    "nf4": ("nf4", "fsdp"),
-    "int8": ("int8", "zero2"),
+    "fsdp nf4": ("nf4", "fsdp"),
+    "zero3 int8": ("int8", "zero3"),
 }
 
 

@@ -61,9 +61,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         job = assemble(config, groups)
         _report_units(job)
         place = _restore(resume, job)
-        stream = DiagnosticsStream(
-            plan.run_folder / FILES["diagnostics"], run=config.run.tag, world=groups.world
-        )
+        stream = DiagnosticsStream(plan.diagnostics, run=config.run.tag, world=groups.world)
         stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
         reason = _train_stages(plan, job, stages, place, stream, stop)
         if reason:
@@ -106,7 +104,7 @@ def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> Step | Non
     """Prepares the run's folder and agrees on the checkpoint to resume from."""
     if groups.rank == 0:
         prepare(plan, wipe=wipe)
-        write_status(plan.run_folder, state="running")
+        write_status(plan.run_folder, state="running", diagnostics=plan.diagnostics)
     barrier(groups.world)  # the folder exists before anyone logs or looks into it
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
     log.info("run '%s' in %s", plan.config.run.tag, plan.run_folder)
@@ -183,7 +181,7 @@ def _train_stages(
         at = state.Place(
             stage=stage,
             step=step,
-            samples=step * config.train.batch_size,
+            samples=step * config.train.stage_batch_size(stage),
             num_skipped=trainer.guard.num_skipped,
         )
         if state.save(plan.checkpoint_folder, at, job.units, tree, world=world):

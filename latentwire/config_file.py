@@ -21,6 +21,9 @@ from latentwire.config_checks import problems
 PACKAGED = Path(__file__).parent / "recipes"
 REPOSITORY = Path(__file__).parent.parent
 
+_UNIONS = (types.UnionType, typing.Union)
+"""``str | None`` is the first, ``Literal[...] | None`` the second."""
+
 
 def recipe_names() -> list[str]:
     """Names of the packaged recipes."""
@@ -176,7 +179,7 @@ def _type_at(key: str) -> Any:
 
 
 def _is_optional_str(kind: Any) -> bool:
-    return typing.get_origin(kind) is types.UnionType and str in typing.get_args(kind)
+    return typing.get_origin(kind) in _UNIONS and str in typing.get_args(kind)
 
 
 @cache
@@ -191,7 +194,7 @@ def _build(kind: Any, value: Any, key: str, errors: list[str]) -> Any:
     origin = typing.get_origin(kind)
     if origin is Mapping:
         return value
-    if origin is types.UnionType:
+    if origin in _UNIONS:
         if value is None:
             return None
         return _build(typing.get_args(kind)[0], value, key, errors)

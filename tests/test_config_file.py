@@ -142,7 +142,9 @@ def test_number_like_text_of_a_file_is_never_changed(tmp_path: Path, text: str) 
         ("placement", "separate, colocated, auto"),
         ("sharding.backend", "fsdp, deepspeed"),
         ("encoder.attention", "bidirectional, causal"),
-        ("decoders.a.quantization", "none, nf4"),
+        ("decoders.a.quantization", "none, nf4, int8"),
+        ("decoders.a.bos", "auto, always, never"),
+        ("data.setting", "distractor, gold"),
     ],
 )
 def test_bad_option_lists_the_options(recipe: str, key: str, options: str) -> None:
@@ -171,6 +173,7 @@ def test_numbers_are_floats_however_written(tmp_path: Path, recipe: str) -> None
         ("run.seed=3", 3),
         ("decoders.a.ranks=2", 2),
         ("decoders.a.chat=true", True),
+        ("decoders.a.precision=bf16", "bf16"),
         ("optim.weight_decay=0", 0.0),
         ("train.stage_b.steps=0", 0),
         ("data.path=null", None),
@@ -205,6 +208,9 @@ def test_null_resets_an_optional_number(recipe: str) -> None:
     assert config_file.load(recipe, ["decoders.a.ranks=2", "decoders.a.ranks=null"]) == (
         config_file.load(recipe)
     )
+    reset = ["decoders.a.chat=false", "decoders.a.precision=bf16"]
+    reset += ["decoders.a.chat=null", "decoders.a.precision=null"]
+    assert config_file.load(recipe, reset) == config_file.load(recipe)
 
 
 def test_later_override_wins_and_the_file_stays(recipe: str) -> None:

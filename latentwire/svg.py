@@ -7,22 +7,14 @@ from html import escape
 
 _WIDTH, _HEIGHT = 720, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 76, 56
-_STYLE = """
-  svg { --ink: #1f2328; --faint: #d0d7de; --ground: #ffffff;
-        --s0: #0969da; --s1: #bc4c00; --s2: #1a7f37; --s3: #8250df; }
-  @media (prefers-color-scheme: dark) {
-    svg { --ink: #e6edf3; --faint: #3d444d; --ground: #0d1117;
-          --s0: #58a6ff; --s1: #f0883e; --s2: #56d364; --s3: #bc8cff; }
-  }
-  text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-  .title { font-size: 15px; font-weight: 600; }
-  .ground { fill: var(--ground); }
-  .grid { stroke: var(--faint); }
-  .axis { stroke: var(--ink); }
-  .reference { stroke-dasharray: 6 4; stroke-width: 1.5; }
-  .number { font-size: 11px; }
-"""
-_NUM_COLOURS = 4
+_LIGHT = {"ink": "#1f2328", "faint": "#d0d7de", "ground": "#ffffff"}
+_DARK = {"ink": "#e6edf3", "faint": "#3d444d", "ground": "#0d1117"}
+_COLOURS = (  # of the series, on light and on dark
+    ("#0969da", "#58a6ff"),
+    ("#bc4c00", "#f0883e"),
+    ("#1a7f37", "#56d364"),
+    ("#8250df", "#bc8cff"),
+)
 _SHAPES = ("circle", "square", "diamond", "triangle")
 
 
@@ -100,18 +92,18 @@ def plot(
         f"{escape(y_name)}</text>"
     )
     for index, (name, marks) in enumerate(series.items()):
-        colour = f"var(--s{index % _NUM_COLOURS})"
+        colour = f"c{index % len(_COLOURS)}"
         if name in lines:
             y = up(lines[name].y)
             body.append(
-                f'<line class="reference" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" '
-                f'y2="{y:.1f}" stroke="{colour}"><title>{escape(name)}, {escape(line_name)}: '
+                f'<line class="reference {colour}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+                f'y1="{y:.1f}" y2="{y:.1f}"><title>{escape(name)}, {escape(line_name)}: '
                 f"{lines[name].y:.3f}</title></line>"
             )
         for mark in marks:
             x, y = across(mark.x), up(mark.y)
             body.append(
-                f'<g stroke="{colour}" fill="{colour}"><title>{escape(mark.title)}</title>'
+                f'<g class="{colour}"><title>{escape(mark.title)}</title>'
                 f'<line x1="{x:.1f}" x2="{x:.1f}" '
                 f'y1="{up(mark.low):.1f}" y2="{up(mark.high):.1f}"/>'
                 f"{_shape(index, x, y)}</g>"
@@ -123,15 +115,33 @@ def plot(
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         f'width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{escape(title)}">\n'
-        f"<style>{_STYLE}</style>\n" + "\n".join(body) + "\n</svg>\n"
+        f"<style>{_style()}</style>\n" + "\n".join(body) + "\n</svg>\n"
     )
+
+
+def _style() -> str:
+    """Plain classes: not every viewer of SVG knows variables, and one without media queries shows
+    the light one."""
+    fixed = (
+        "text { font: 12px system-ui, sans-serif; } .title { font-size: 15px; font-weight: 600; } "
+        ".number { font-size: 11px; } .reference { stroke-dasharray: 6 4; stroke-width: 1.5; }"
+    )
+    light, dark = (
+        f"text {{ fill: {ink['ink']}; }} .ground {{ fill: {ink['ground']}; }} "
+        f".grid {{ stroke: {ink['faint']}; }} .axis {{ stroke: {ink['ink']}; }} "
+        + " ".join(
+            f".c{index} {{ stroke: {pair[which]}; fill: {pair[which]}; }}"
+            for index, pair in enumerate(_COLOURS)
+        )
+        for which, ink in enumerate((_LIGHT, _DARK))
+    )
+    return f"\n{fixed}\n{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n"
 
 
 def _legend(names: Sequence[str], line_name: str) -> list[str]:
     found, x, y = [], float(_LEFT) + 6, 48.0
     for index, name in enumerate(names):
-        colour = f"var(--s{index % _NUM_COLOURS})"
-        found.append(f'<g stroke="{colour}" fill="{colour}">{_shape(index, x, y)}</g>')
+        found.append(f'<g class="c{index % len(_COLOURS)}">{_shape(index, x, y)}</g>')
         found.append(_text(x + 10, y + 4, name))
         x += 34 + 7 * len(name)
     if line_name:

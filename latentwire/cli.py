@@ -1,4 +1,4 @@
-"""The ``latentwire`` command: ``train``, ``eval`` and ``tiny build``."""
+"""The ``latentwire`` command: training, evaluation, sweeps, acceptance, and what runners need."""
 
 import argparse
 import logging
@@ -11,6 +11,10 @@ USAGE = """usage: latentwire <command> [arguments]
 commands:
   train        train and evaluate a wire (the same as python -m latentwire.train)
   eval         evaluate the best or last checkpoint of a run
+  sweep        run a cross product of configurations, and compare them
+  accept       check whether a finished run is good enough to build on
+  from-env     print what the runners' environment variables mean
+  env-table    print every such variable as a Markdown table
   tiny build   pretrain the embedded pair
 
 latentwire <command> --help tells more.
@@ -23,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "eval": _eval,
+        "sweep": _sweep,
+        "accept": _accept,
+        "from-env": _from_env,
+        "env-table": _env_table,
         "tiny": _tiny,
     }
     if not given or given[0] in ("-h", "--help"):
@@ -44,6 +52,31 @@ def _eval(arguments: list[str]) -> int:
     from latentwire.train import main_eval
 
     return main_eval(arguments)
+
+
+def _sweep(arguments: list[str]) -> int:
+    from latentwire.sweep import main as sweep
+
+    return sweep(arguments)
+
+
+def _accept(arguments: list[str]) -> int:
+    from latentwire.accept import main as accept
+
+    return accept(arguments)
+
+
+def _from_env(arguments: list[str]) -> int:
+    from latentwire.from_env import main as from_env
+
+    return from_env(arguments)
+
+
+def _env_table(arguments: list[str]) -> int:
+    from latentwire.from_env import default_table
+
+    print(default_table())
+    return 0
 
 
 def _tiny(arguments: list[str]) -> int:

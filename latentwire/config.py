@@ -296,7 +296,12 @@ class StageConfig:
     steps: int | None = None
     """Optimizer steps; 0 skips the stage. Give ``steps`` or ``epochs``."""
     epochs: float | None = None
-    """Passes over the training examples, in place of ``steps``."""
+    """Passes over the stage's training examples, in place of ``steps``."""
+    samples: int | None = None
+    """Training examples of this stage, 0 all of them; null is ``data.samples``. The smaller choice
+    is part of the larger one."""
+    batch_size: int | None = None
+    """Examples per optimizer step of this stage; null is ``train.batch_size``."""
     lr_scale: float = 1.0
     """Multiplies both peak learning rates in this stage."""
     warmup_steps: int = 20
@@ -344,6 +349,19 @@ class TrainConfig:
 
     def stage(self, name: str) -> StageConfig:
         return {"A": self.stage_a, "B": self.stage_b}[name]
+
+    def batch_sizes(self) -> dict[str, int]:
+        """Examples per optimizer step, by the key that sets them; every size that is used."""
+        own = {"train.stage_a.batch_size": self.stage_a, "train.stage_b.batch_size": self.stage_b}
+        sizes = {
+            key: stage.batch_size for key, stage in own.items() if stage.batch_size is not None
+        }
+        return sizes if len(sizes) == len(own) else {"train.batch_size": self.batch_size, **sizes}
+
+    def stage_batch_size(self, name: str) -> int:
+        """Examples per optimizer step of one stage."""
+        own = self.stage(name).batch_size
+        return self.batch_size if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,14 +97,13 @@ def problems(config: Config) -> list[str]:
         )
     for key, stage in zip(_STAGES, (config.train.stage_a, config.train.stage_b), strict=True):
         found += _stage_problems(config, key, stage)
-    if config.train.batch_size > 0 and config.train.accumulation > 0:
-        size, parts = config.train.batch_size, config.train.accumulation
-        below, above = size // parts * parts, (size // parts + 1) * parts
-        if size % parts:
+    parts = config.train.accumulation
+    for key, size in config.train.batch_sizes().items():
+        if size > 0 and parts > 0 and size % parts:
+            below, above = size // parts * parts, (size // parts + 1) * parts
             nearest = f"{below} or {above}" if below else str(above)
             found.append(
-                f"train.batch_size: {size} is not a multiple of train.accumulation {parts}; "
-                f"use {nearest}"
+                f"{key}: {size} is not a multiple of train.accumulation {parts}; use {nearest}"
             )
     if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
         found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
@@ -204,6 +203,10 @@ def _stage_problems(config: Config, key: str, stage: StageConfig) -> list[str]:
     for name, number in (("steps", stage.steps), ("epochs", stage.epochs)):
         if number is not None and number < 0:
             found.append(f"{key}.{name}: {number} must be 0 or more")
+    if stage.samples is not None and stage.samples < 0:
+        found.append(f"{key}.samples: {stage.samples} must be 0 or more, or null")
+    if stage.batch_size is not None and stage.batch_size < 1:
+        found.append(f"{key}.batch_size: {stage.batch_size} must be 1 or more, or null")
     if stage.latent_keep_start == 0 or stage.latent_keep_end == 0:
         found.append(f"{key}.latent_keep_start, latent_keep_end: 0 would leave no latent")
     return found

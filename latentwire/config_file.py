@@ -74,6 +74,19 @@ def to_tree(config: object) -> Any:
     return list(config) if isinstance(config, tuple) else config
 
 
+def decoder_names(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """Names of the decoders of a configuration that need not be complete yet.
+
+    Raises:
+        ConfigError: the recipe cannot be read.
+    """
+    tree = _read(recipe)
+    for text in overrides:
+        _override(tree, text, [])
+    decoders = tree.get("decoders")
+    return list(map(str, decoders)) if isinstance(decoders, dict) else []
+
+
 def guess_run_folder(recipe: str, overrides: Sequence[str]) -> Path | None:
     """The run folder a failing command meant, for its status; None if that is unclear."""
     try:

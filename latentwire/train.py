@@ -1,15 +1,14 @@
 """``torchrun ... -m latentwire.train --recipe NAME [key=value ...]``: trains a wire."""
 
-import argparse
 import errno
 import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from latentwire import config_file
+from latentwire.arguments import Arguments, parse
 from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.training import run
@@ -24,23 +23,6 @@ log = logging.getLogger(__name__)
 _HELD_BACK_SECONDS = 30.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError([f"{message}; see --help"])
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(prog="latentwire train", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--recipe", default="smoke", help="a packaged recipe or a YAML file")
-    parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
-    parser.add_argument("--fresh", action="store_true", help="refuse to continue an existing run")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="with --fresh: delete the existing run first"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides")
-    return parser.parse_intermixed_args(list(arguments))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains; returns the process's exit code."""
     return _guarded(arguments, _train)
@@ -51,7 +33,7 @@ def main_eval(arguments: Sequence[str] | None = None) -> int:
     return _guarded(arguments, _evaluate)
 
 
-def _train(options: argparse.Namespace) -> int:
+def _train(options: Arguments) -> int:
     config = config_file.load(options.recipe, options.overrides)
     world_size = process_groups.launch_world_size()
     plan = preflight(
@@ -65,7 +47,7 @@ def _train(options: argparse.Namespace) -> int:
     return _supervised(plan, lambda: run.train(plan, wipe=wipe))
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+def _evaluate(options: Arguments) -> int:
     config = config_file.load(options.recipe, options.overrides)
     # Evaluation keys may differ from the recorded run; what shapes the wire may not.
     plan = preflight(
@@ -138,12 +120,12 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     return None
 
 
-def _guarded(arguments: Sequence[str] | None, command: Callable[[argparse.Namespace], int]) -> int:
+def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int]) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     log_to(None, rank=process_groups.launch_rank())
     options = None
     try:
-        options = _parse(arguments)
+        options = parse(arguments)
         return command(options)
     except ConfigError as error:
         folder = None

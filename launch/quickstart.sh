@@ -7,26 +7,12 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-nproc_per_node=${NPROC:-2}
-if ! [[ $nproc_per_node =~ ^[1-9][0-9]*$ ]]; then
-    echo "quickstart: error: NPROC must be a positive integer, not '$nproc_per_node'" >&2
-    exit 2
-fi
+name=quickstart
+# shellcheck source=launch/common.sh
+. "$root/launch/common.sh"
 
-"$root/launch/setup.sh"
-
-if [[ -z ${OMP_NUM_THREADS:-} ]]; then
-    # An empty value would still be read by nproc.
-    unset OMP_NUM_THREADS
-    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN || echo 1)
-    threads=$((cores / nproc_per_node))
-    export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
-fi
-export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
-
-# Port 0 takes a free port; --local-addr because the host's own name may not resolve.
+choose_processes 2
+set_up
+share_out_threads
 # The user's arguments come last so that they win.
-exec "$root/.venv/bin/python" -m torch.distributed.run \
-    --nnodes=1 --nproc-per-node="$nproc_per_node" \
-    --rdzv-backend=c10d --rdzv-endpoint=localhost:0 --local-addr=localhost \
-    -m latentwire.train --recipe smoke run.tag=quickstart "$@"
+train --recipe smoke run.tag=quickstart "$@"

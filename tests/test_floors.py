@@ -11,7 +11,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "latentwire"
 FLOORS: list[set[str]] = [
-    {"cli", "train", "bench", "plan", "sweep"},
+    {
+        *{"cli", "train", "bench", "plan", "arguments", "environment", "from_env", "accept"},
+        *{"sweep", "sweep_table", "svg"},
+    },
     {"training"},
     {"evaluation"},
     {"diagnostics", "checkpointing"},

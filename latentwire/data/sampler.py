@@ -29,7 +29,7 @@ class Sampler:
         self._chunk = questions_per_context
         documents = list(range(len(counts)))
         if samples:
-            # The subset is the same in every stage.
+            # Drawn alike in every stage; where one uses fewer, they are among the other's.
             random.Random(f"{seed}/subset").shuffle(documents)
         self._examples: list[tuple[int, int]] = []
         left = samples or sum(counts)

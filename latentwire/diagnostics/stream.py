@@ -29,7 +29,10 @@ class DiagnosticsStream:
         self._world = world
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drops rows beyond (stage, step), which a resumed run repeats, and a torn last line."""
+        """Drops this run's rows beyond (stage, step), which it repeats, and a torn last line.
+
+        Rows of other runs in the same file stay.
+        """
         if self._world.rank != 0 or not self._path.exists():
             return
         kept = []
@@ -37,9 +40,10 @@ class DiagnosticsStream:
             try:
                 row = json.loads(line)
                 place = (_STAGE_ORDER[row["stage"]], row["step"])
+                is_other = row.get("run", self._run) != self._run
             except (ValueError, KeyError, TypeError):
                 continue
-            if place <= (_STAGE_ORDER[stage], step):
+            if is_other or place <= (_STAGE_ORDER[stage], step):
                 kept.append(line + "\n")
         fresh = self._path.with_suffix(".tmp")
         fresh.write_text("".join(kept), encoding="utf-8")
@@ -59,6 +63,13 @@ class DiagnosticsStream:
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in every)
         return every
+
+
+def is_stream(path: Path) -> bool:
+    """Whether an existing file is empty or starts as a diagnostics stream does."""
+    with path.open("rb") as file:
+        first = file.readline().strip()
+    return not first or first.startswith(b'{"schema": ')
 
 
 def encodable(row: dict[str, Any]) -> dict[str, Any]:

@@ -123,8 +123,14 @@ def _check(topology: Topology) -> None:
     assert covered == list(range(topology.world_size)), "groups are disjoint and cover the world"
 
 
-def batch_problems(topology: Topology, *, batch_size: int, accumulation: int) -> list[str]:
-    """Why the batch cannot be split over every group, with the nearest sizes that can."""
+def batch_problems(
+    topology: Topology, *, batch_size: int, accumulation: int, key: str = "train.batch_size"
+) -> list[str]:
+    """Why the batch cannot be split over every group, with the nearest sizes that can.
+
+    Args:
+        key: what sets the size.
+    """
     needs = {topology.world_size: "the world"}
     needs |= {group.size: f"the group of '{group.decoder}'" for group in topology.groups}
     micro = batch_size // accumulation
@@ -135,7 +141,7 @@ def batch_problems(topology: Topology, *, batch_size: int, accumulation: int) ->
     below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
     nearest = f"{below} or {above}" if below else str(above)
     return [
-        f"train.batch_size: a micro-batch of {batch_size} / {accumulation} = {micro} examples does "
+        f"{key}: a micro-batch of {batch_size} / {accumulation} = {micro} examples does "
         f"not divide by the {' and the '.join(bad)}; the nearest valid sizes are {nearest}"
     ]
 

@@ -26,12 +26,14 @@ from latentwire.config import (
 from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.diagnostics.stream import is_stream
 from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
 from latentwire.training.held_out import held_out_problems
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
+from latentwire.training.status import FILES
 
 _EVALUATION_KEYS = (
     "eval.",
@@ -53,6 +55,12 @@ class Plan:
     topology: Topology
     run_folder: Path
     checkpoint_folder: Path
+
+    @property
+    def diagnostics(self) -> Path:
+        """The diagnostics stream's file."""
+        own = self.config.diagnostics.diagnostic_log
+        return self.run_folder / FILES["diagnostics"] if own is None else Path(own)
 
 
 def preflight(
@@ -77,11 +85,10 @@ def preflight(
     topology = None
     try:
         topology = plan(config.decoders, placement=config.placement, world_size=world_size)
-        problems += batch_problems(
-            topology,
-            batch_size=config.train.batch_size,
-            accumulation=config.train.accumulation,
-        )
+        for key, size in config.train.batch_sizes().items():
+            problems += batch_problems(
+                topology, batch_size=size, accumulation=config.train.accumulation, key=key
+            )
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
@@ -101,6 +108,7 @@ def preflight(
     problems += _folder_problems(
         {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     )
+    problems += _stream_problems(config.diagnostics.diagnostic_log)
     run_folder = Path(config.run.root) / config.run.tag
     checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
     if (Path(config.checkpoint.root) / "tiny").resolve() == checkpoint_folder.resolve():
@@ -131,6 +139,22 @@ def _folder_problems(roots: Mapping[str, str]) -> list[str]:
         elif not os.access(there, os.W_OK | os.X_OK):
             found.append(f"{key}: '{root}' cannot be written: no permission in {there}")
     return found
+
+
+def _stream_problems(path: str | None) -> list[str]:
+    """Whether a diagnostics stream can be written, or continued, at a path of the user's."""
+    key = "diagnostics.diagnostic_log"
+    if path is None:
+        return []
+    file = Path(path)
+    if not path or file.is_dir():
+        return [f"{key}: '{path}' is a folder; give a file, e.g. {path or '.'}/diagnostics.jsonl"]
+    if not file.exists():
+        return _folder_problems({key: str(file.parent)})
+    # Rows that a resumed run repeats are dropped from the file, so it must be one of ours.
+    if not is_stream(file):
+        return [f"{key}: '{path}' exists and is no diagnostics stream; choose another file"]
+    return [] if os.access(file, os.W_OK) else [f"{key}: '{path}' cannot be written"]
 
 
 def _extra_problems(config: Config) -> list[str]:

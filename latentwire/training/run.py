@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from latentwire import config_file
@@ -77,7 +78,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         if step is not None:
             state.restore(step, job.units)
             log.info("resumed from %s", step.path)
-        validation = _open_stream(plan, groups, "validation", place)
+        validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
         reason = _train_stages(plan, job, stages, place, validator, stop)
         if reason:
@@ -143,7 +144,7 @@ def _evaluate(
 def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> None:
     if groups.rank == 0:
         prepare(plan, wipe=wipe)
-        write_status(plan.run_folder, state="running")
+        write_status(plan.run_folder, state="running", diagnostics=plan.diagnostics)
     barrier(groups.world)  # the folder exists before anyone logs or looks into it
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
     log.info("run '%s' in %s", plan.config.run.tag, plan.run_folder)
@@ -151,10 +152,9 @@ def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> None:
 
 
 def _open_stream(
-    plan: Plan, groups: ProcessGroups, file: str, place: Place | None
+    plan: Plan, groups: ProcessGroups, path: Path, place: Place | None
 ) -> DiagnosticsStream:
     """A file of rows as it was at ``place``; what came after it is trained anew."""
-    path = plan.run_folder / FILES[file]
     stream = DiagnosticsStream(path, run=plan.config.run.tag, world=groups.world)
     stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
     return stream
@@ -211,13 +211,13 @@ def _train_stages(
     """Trains what is left; returns why it ended early, or an empty string."""
     config, world = plan.config, job.groups.world
     tree = config_file.to_tree(config)
-    stream = _open_stream(plan, job.groups, "diagnostics", place)
+    stream = _open_stream(plan, job.groups, plan.diagnostics, place)
 
     def save(stage: str, step: int) -> None:
         at = Place(
             stage=stage,
             step=step,
-            samples=step * config.train.batch_size,
+            samples=step * config.train.stage_batch_size(stage),
             num_skipped=trainer.guard.num_skipped,
             validation=validator.standing,
             balance=trainer.auto_weights.balance.state(),

@@ -32,6 +32,7 @@ def prepare(plan: Plan, *, wipe: bool) -> None:
         shutil.rmtree(plan.checkpoint_folder, ignore_errors=True)
     plan.run_folder.mkdir(parents=True, exist_ok=True)
     plan.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+    plan.diagnostics.parent.mkdir(parents=True, exist_ok=True)
     for leftover in plan.checkpoint_folder.glob("stage*/step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     link = plan.run_folder / "ckpt"

@@ -65,18 +65,20 @@ class Stage:
         self._config = config
         self._settings = config.train.stage(name)
         self._source = source
+        self._batch_size = config.train.stage_batch_size(name)
+        samples = self._settings.samples
         self._sampler = Sampler(
             source.counts(),
             seed=config.run.seed,
             stage=name,
             questions_per_context=config.data.questions_per_context,
-            samples=config.data.samples,
+            samples=config.data.samples if samples is None else samples,
         )
         self.num_steps = self._length()
 
     def plan(self, step: int) -> StepPlan:
         """What step ``step`` (from 1) does."""
-        size = self._config.train.batch_size
+        size = self._batch_size
         pairs = self._sampler.take((step - 1) * size, size)
         return StepPlan(
             stage=self.name,
@@ -94,7 +96,7 @@ class Stage:
             return self._settings.steps
         assert self._settings.epochs is not None, "validated with the configuration"
         examples = self._settings.epochs * self._sampler.num_examples
-        return math.ceil(examples / self._config.train.batch_size)
+        return math.ceil(examples / self._batch_size)
 
     def _draws(self, step: int) -> StepDraws:
         settings = self._settings

@@ -25,8 +25,10 @@ def write_status(
     reason: str = "",
     stage: str | None = None,
     step: int | None = None,
+    diagnostics: Path | None = None,
 ) -> None:
-    """Replaces the status atomically; ``stage`` and ``step`` stay as they were when not given.
+    """Replaces the status atomically; ``stage``, ``step`` and the path of the diagnostics stay as
+    they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
@@ -35,6 +37,8 @@ def write_status(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "status.json"
     before = read_status(folder)
+    files = {name: str(folder / file) for name, file in FILES.items()}
+    files["diagnostics"] = str(diagnostics or diagnostics_path(folder))
     status: dict[str, Any] = {
         "state": state,
         "code": code,
@@ -42,11 +46,18 @@ def write_status(
         "step": before.get("step") if step is None else step,
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "files": {name: str(folder / file) for name, file in FILES.items()},
+        "files": files,
     }
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
     os.replace(fresh, path)
+
+
+def diagnostics_path(folder: Path) -> Path:
+    """Where a run's diagnostics are, as its status tells."""
+    files = read_status(folder).get("files")
+    known = files.get("diagnostics") if isinstance(files, dict) else None
+    return Path(known) if isinstance(known, str) else folder / FILES["diagnostics"]
 
 
 def read_status(folder: Path) -> dict[str, Any]:

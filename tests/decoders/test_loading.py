@@ -184,7 +184,9 @@ def test_recomputed_layers_change_nothing_and_keep_little(pair: Path, name: str,
         watched = Watched(decoder)
         batch, soft = wired(decoder)
         with watched.hooks():
-            loss = tf(token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets))
+            loss = tf(
+                token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets)
+            )
         assert watched.runs == 4, "two layers read the prefix, and what follows it"
         loss.backward()
         assert watched.runs == (8 if recomputed else 4)

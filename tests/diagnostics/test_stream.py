@@ -109,3 +109,11 @@ def test_other_ranks_leave_the_file_alone(tmp_path: Path) -> None:
 def test_new_run_has_no_file_to_forget(tmp_path: Path) -> None:
     stream(tmp_path / "diagnostics.jsonl").forget_after("A", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
+    path = tmp_path / "shared.jsonl"
+    own, other = row("A", 3, run="test"), row("B", 9, run="other")
+    path.write_text(f"{own}\n{other}\n")
+    stream(path).forget_after("A", 2)
+    assert path.read_text() == f"{other}\n"

@@ -7,10 +7,11 @@ import jobs
 import pytest
 import torch
 from conftest import small_overrides
-from gates import COMBINATIONS, SHORT
+from gates import COMBINATIONS, EVERYTHING, SHORT
 from torch import Tensor
 
 from latentwire import config_file
+from latentwire.config import OBJECTIVES
 from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.decoders.generation import greedy
 from latentwire.evaluation.arms import LATENT
@@ -216,3 +217,73 @@ def test_sixty_four_examples_are_learnt_through_the_wire(
     scores = run_distributed(overfit_on_rank, 2, overrides, timeout=280)[0]
     assert scores.keys() == {"llama", "qwen"}
     assert all(em > 0.9 for em in scores.values()), scores
+
+
+def gradients_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Tensor]:
+    """Whole gradients of one step."""
+    config = config_file.load("smoke", overrides)
+    job = jobs.make_job(config, world_size)
+    return jobs.job_gradients(job, jobs.make_stage(config).plan(1))
+
+
+@pytest.mark.parametrize("backend", ["fsdp", pytest.param("zero3_sharded", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", EVERY)
+def test_gradients_equal_the_single_process(
+    name: str, backend: str, pair: Path, tmp_path: Path
+) -> None:
+    """Gate 5, in groups of two ranks and of one."""
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "optim.max_grad_norm=0",
+        "placement=separate",
+        *COMBINATIONS[name],
+        *jobs.BACKENDS[backend],
+    )
+    reference = jobs.SingleProcess(overrides)
+    expected = reference.gradients(jobs.make_stage(reference.config).plan(1))
+    results = run_distributed(gradients_on_rank, 3, overrides)
+    error = jobs.largest_gradient_difference(expected, results)
+    print(f"gradients, {name}, {backend}: {error:.1e}")
+    # What is above 1e-5 is one scalar's gradient, a sum over everything, rounded in another order.
+    assert error < 5e-5
+
+
+LAYOUTS = {
+    "fsdp, 2 + 1": (3, ["placement=separate", *jobs.BACKENDS["fsdp"]]),
+    "zero2, 2 + 1": (3, ["placement=separate", *jobs.BACKENDS["zero2"]]),
+    "zero3, 2 colocated": (2, ["placement=colocated", *jobs.BACKENDS["zero3_sharded"]]),
+    "fsdp, 2 colocated, accumulated": (
+        2,
+        ["placement=colocated", "train.accumulation=2", *jobs.BACKENDS["fsdp"]],
+    ),
+}
+
+
+def everything_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:
+    config = config_file.load("smoke", overrides)
+    job = jobs.make_job(config, world_size)
+    stage = jobs.make_stage(config)
+    rows = jobs.make_trainer(job).step(stage.plan(1)).rows()
+    values = {f"{row['decoder']}/{key}": row[key] for row in rows for key in OBJECTIVES}
+    norms = {
+        f"{row['decoder']}/grad_{key}": row[f"grad_{key}"] for row in rows for key in OBJECTIVES
+    }
+    return {"values": values, "norms": norms, "grad_norm": rows[0]["grad_norm"]}
+
+
+def test_every_component_at_once_is_the_same_in_every_layout(pair: Path, tmp_path: Path) -> None:
+    """Each objective's value and the whole gradient; each objective reaches the wire."""
+    overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *EVERYTHING)
+    alone = [*overrides, "placement=colocated", *jobs.BACKENDS["fsdp"]]
+    (expected,) = run_distributed(everything_on_rank, 1, alone)
+    assert all(value is not None for value in expected["values"].values())
+    assert all(norm > 0 for norm in expected["norms"].values()), expected["norms"]
+    for layout, (world_size, more) in LAYOUTS.items():
+        for found in run_distributed(everything_on_rank, world_size, [*overrides, *more]):
+            for key, value in found["values"].items():
+                assert value == pytest.approx(expected["values"][key], abs=2e-5, rel=1e-5), (
+                    layout,
+                    key,
+                )
+            assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4), layout

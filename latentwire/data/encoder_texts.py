@@ -197,7 +197,9 @@ class EncoderTokenizer:
         texts = list(dict.fromkeys(wire.text for wire in wires)) or [""]
         tokens = [self.ids(text) for text in texts]
         padded = [self.lead + ids for ids in tokens]
-        length = max(1, *(len(ids) for ids in padded))
+        # At least one place for a text's own tokens: over none, attention has no gradient, and a
+        # rank whose weights have none breaks the reduction over all ranks.
+        length = max(len(self.lead) + 1, *(len(ids) for ids in padded))
         missing = rows - len(wires)
         counts = [self.num_latents(wire.text, wire.ratio) for wire in wires] + [0] * missing
         keep = torch.ones(rows, max_latents, dtype=torch.bool)

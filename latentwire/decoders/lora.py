@@ -1,7 +1,6 @@
 """Low-rank updates on a frozen decoder, active only while a wire with updates is read."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,14 +41,10 @@ class LoraSlots:
         for name, module in linears.items():
             module.register_forward_hook(self._hook(name))
 
-    @contextmanager
-    def using(self, updates: Updates) -> Iterator[None]:
-        """The decoder with ``updates``; without any it is its frozen self."""
-        before, self.active = self.active, updates
-        try:
-            yield
-        finally:
-            self.active = before
+    def using(self, updates: Updates) -> "_Using":
+        """The decoder with ``updates`` while the context is entered, as often as it is; without
+        any it is its frozen self."""
+        return _Using(self, updates)
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -61,3 +56,18 @@ class LoraSlots:
             return output + update.to(output.dtype)
 
         return add
+
+
+class _Using:
+    """A context that may be entered again: a layer can be recomputed more than once."""
+
+    def __init__(self, slots: LoraSlots, updates: Updates) -> None:
+        self._slots, self._updates = slots, updates
+        self._before: list[Updates] = []
+
+    def __enter__(self) -> None:
+        self._before.append(self._slots.active)
+        self._slots.active = self._updates
+
+    def __exit__(self, *error: object) -> None:
+        self._slots.active = self._before.pop()

@@ -20,7 +20,8 @@ class Attention(nn.Module):
         self._heads = heads
         source_width = width if source_width is None else source_width
         self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_width, width)
+        # A bias of the keys would change all logits of a query alike: nothing.
+        self.key = nn.Linear(source_width, width, bias=False)
         self.value = nn.Linear(source_width, width)
         self.out = nn.Linear(width, width)
 

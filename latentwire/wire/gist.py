@@ -41,4 +41,5 @@ class GistHead(nn.Module):
         states = self.read(self.queries.expand(texts, -1, -1), bias, source)
         for block in self.blocks:
             states = block(states, None)
-        return self.out(self.norm(states)), self.log_scale.exp()
+        # Sharding hooks hang on what a unit returns, which must be no view.
+        return self.out(self.norm(states)).clone(), self.log_scale.exp()

@@ -10,7 +10,7 @@ USAGE = """usage: latentwire <command> [arguments]
 
 commands:
   train        train and evaluate a wire (the same as python -m latentwire.train)
-  eval         evaluate the newest checkpoint of a run
+  eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
   accept       check whether a finished run is good enough to build on
   from-env     print what the runners' environment variables mean

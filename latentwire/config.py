@@ -98,7 +98,7 @@ class EncoderConfig:
     revision: str | None = None
     """Hub revision."""
     attention: Literal["bidirectional", "causal"] = "bidirectional"
-    """Who sees whom among the context's tokens."""
+    """Who sees whom among the context's tokens; a frozen model (``stq``) always looks back only."""
     max_tokens: int = 0
     """Longest text in encoder tokens (bytes for ``byte``); 0 is the model's own window, or 4,096
     bytes. The rest is cut and counted."""
@@ -227,10 +227,12 @@ class ObjectivesConfig:
     state_layers: tuple[int, ...] = ()
     """Layers that ``state`` compares, from 1; none given compares all of them."""
     span: float = 1.0
-    """Weight of the distance between each soft-prompt vector and the mean of the decoder's own
-    states of the text it stands for; needs tokenizers that know their offsets."""
+    """Weight of the distance between what stands at each latent's position, in the soft prompt and
+    in the deep prefix, and the mean of the decoder's own states, keys and values of the text it
+    stands for; needs tokenizers that know their offsets."""
     span_layer: int = 0
-    """Which states: 0 for the input embeddings, n for those after the decoder's n-th layer."""
+    """Which states the soft prompt is compared with: 0 for the input embeddings, n for those after
+    the decoder's n-th layer."""
     latent_align: float = 0.0
     """Weight of each soft-prompt vector's distance to the nearest input embedding."""
     manifold: float = 0.0

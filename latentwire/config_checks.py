@@ -107,6 +107,11 @@ def problems(config: Config) -> list[str]:
             )
     if config.sharding.backend == "deepspeed" and config.sharding.ds_config is None:
         found.append("sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json")
+    if config.validation.patience and not config.validation.interval:
+        found.append(
+            f"validation.patience: {config.validation.patience}, but validation.interval is 0, so "
+            "nothing is validated; set an interval, or the patience to 0"
+        )
     if config.optim.optimizer == "adamw8bit" and config.sharding.backend != "fsdp":
         found.append(
             "optim.optimizer: 'adamw8bit' is for sharding.backend=fsdp; ZeRO's own partitions "
@@ -179,7 +184,7 @@ def _objective_problems(config: Config) -> list[str]:
         found += [
             f"objectives.{name}: {weights[name]}, but it is about the soft prompt, which "
             "adapter.use_soft_prompt=false leaves out; use 0"
-            for name in ("span", "latent_align", "manifold", "scale_l2")
+            for name in ("latent_align", "manifold", "scale_l2")
             if weights[name] > 0
         ]
     unknown = [name for name in config.diagnostics.grad_diag_components if name not in OBJECTIVES]

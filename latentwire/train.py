@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def main_eval(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates the newest checkpoint of a run; returns the process's exit code."""
+    """Evaluates the best or last checkpoint of a run; returns the process's exit code."""
     return _guarded(arguments, _evaluate)
 
 

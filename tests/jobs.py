@@ -8,13 +8,14 @@ from torch import Tensor
 
 from latentwire import config_file
 from latentwire.config import Config
+from latentwire.data.batch import PromptBatch
 from latentwire.data.encoder_texts import EncoderTokenizer
-from latentwire.data.loader import decoder_batch, global_batch
-from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.loader import GlobalBatch, decoder_batch, global_batch
+from latentwire.data.prompts import prompts_for
 from latentwire.data.sources import open_source
-from latentwire.data.spans import decoder_spans
-from latentwire.decoders.frozen import FrozenDecoder, load_decoder
-from latentwire.decoders.teacher import teacher_logits
+from latentwire.data.spans import Spans, decoder_spans
+from latentwire.decoders.frozen import Answered, FrozenDecoder, load_decoder
+from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit
@@ -22,7 +23,8 @@ from latentwire.distributed.topology import plan
 from latentwire.objectives import alignment, distillation, tokens
 from latentwire.training.stages import Stage, StepPlan
 from latentwire.training.trainer import Trainer
-from latentwire.wire.wire import DecoderShape, build_wire
+from latentwire.wire.unit import Injection
+from latentwire.wire.wire import build_wire
 
 BACKENDS = {
     "fsdp": ["sharding.backend=fsdp"],
@@ -65,7 +67,9 @@ def make_trainer(job: Job) -> Trainer:
 
 
 def make_stage(config: Config, name: str = "A") -> Stage:
-    source = open_source(source="profiles", path=None, split="train", seed=config.run.seed)
+    source = open_source(
+        source="profiles", path=None, setting="distractor", split="train", seed=config.run.seed
+    )
     return Stage(config, name, source)
 
 
@@ -108,11 +112,15 @@ class SingleProcess:
             for name, settings in self.config.decoders.items()
         }
         shapes = {
-            name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
+            name: d.shape(with_cache=self.config.adapter.use_deep_prefix)
             for name, d in self.decoders.items()
         }
-        self.tokenizer = EncoderTokenizer(self.config.encoder, self.config.wire, window=1024)
+        self.tokenizer = EncoderTokenizer(self.config, window=1024)
         self.wire = build_wire(self.config, shapes, num_lead=len(self.tokenizer.lead), device=cpu)
+        self.prompts = {
+            name: prompts_for(self.config, name, d.tokenizer, window=1024)
+            for name, d in self.decoders.items()
+        }
         self.units: dict[str, Any] = {"encoder": self.wire.shared}
         self.units |= {f"adapter_{name}": self.wire.units[name] for name in self.decoders}
 
@@ -126,28 +134,37 @@ class SingleProcess:
             total = total + self.config.decoders[name].weight * loss
         return total, values
 
+    def inject(self, name: str, batch: GlobalBatch) -> Injection:
+        """What a decoder reads for every wire of a batch."""
+        tokenizer = self.tokenizer
+        wires = [batch.wire(index, tokenizer) for index in range(len(batch.texts))]
+        counts = [tokenizer.num_latents(wire.text, wire.ratio) for wire in wires]
+        texts = tokenizer.batch(wires, rows=len(wires), max_latents=max(counts))
+        return self.wire.inject(name, self.wire.encode(texts), torch.tensor(counts))
+
     def _objectives(self, name: str, decoder: FrozenDecoder, step: StepPlan) -> dict[str, Tensor]:
-        config, tokenizer = self.config, self.tokenizer
-        prompts = DecoderPrompts(
-            decoder.tokenizer, max_answer_tokens=config.data.max_answer_tokens, window=1024
-        )
-        batch = global_batch(step.examples, prompts, mixed=step.mixed)
-        counts = [tokenizer.num_latents(text) for text in batch.texts]
-        texts = tokenizer.batch(list(batch.texts), rows=len(batch.texts), max_latents=max(counts))
-        soft = self.wire.soft_prompt(name, self.wire.encode(texts), torch.tensor(counts))
-        own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
-        prompt = own.latents_prompt
-        logits = decoder.answer_logits(prompt, soft)
-        losses = tokens.token_losses(logits, prompt.targets)
-        teacher = teacher_logits(decoder, prompts, step.examples)
-        spans = decoder_spans(batch.texts, tokenizer, prompts)
-        states = decoder.states(spans.ids, spans.mask, layer=config.objectives.span_layer)
-        distances = alignment.span(soft[:, 1:-1], states, spans.latent)
+        prompts, adapter = self.prompts[name], self.config.adapter
+        batch = global_batch(step.examples, prompts, draws=step.draws)
+        wire = self.inject(name, batch)
+        prompt = decoder_batch(batch, prompts, self.tokenizer, part=0, num_parts=1).latents_prompt
+        said = decoder.answer(prompt, wire, with_prefixes=True)
+        losses = tokens.token_losses(said.logits, prompt.targets)
+        taught = teacher(decoder, prompts, step.examples).logits
+        wires = [batch.wire(index, self.tokenizer) for index in range(len(batch.texts))]
+        spans = decoder_spans(wires, self.tokenizer, prompts)
+        parts = []
+        if adapter.use_soft_prompt:
+            layer = self.config.objectives.span_layer
+            states = decoder.states(spans.ids, spans.mask, layer=layer)
+            distances = alignment.span(wire.vectors[:, 1:-1], states, spans.latent)
+            parts.append(distances[list(batch.text_of)].mean())
+        if adapter.use_deep_prefix:
+            parts.append(span_of_cache(decoder, prompt, said, spans))
         return {
             "tf": losses.mean(),
             "first": losses[prompt.target_place == 0].mean(),
-            "kd": distillation.kd(logits, teacher, temperature=1.0) / len(losses),
-            "span": distances[list(batch.text_of)].mean(),
+            "kd": distillation.kd(said.logits, taught, temperature=1.0) / len(losses),
+            "span": torch.stack(parts).mean(),
         }
 
     def gradients(self, step: StepPlan) -> dict[str, Tensor]:
@@ -186,6 +203,28 @@ class SingleProcess:
             adamw.zero_grad()
             rows.append(values)
         return rows
+
+
+def span_of_cache(
+    decoder: FrozenDecoder, prompt: PromptBatch, said: Answered, spans: Spans
+) -> Tensor:
+    """The span objective of a deep prefix, position by position: mean over the examples."""
+    assert said.prefixes is not None
+    text = decoder.keys_and_values(spans.ids, spans.mask)
+    total = torch.zeros(())
+    for prefix, row in enumerate(prompt.prefix_soft_row.tolist()):
+        distances = []
+        for slot in range(int(spans.latent[row].max()) + 1):
+            stands_for = spans.latent[row] == slot
+            if not stands_for.any():
+                continue
+            (place,) = (prompt.prefix_soft[prefix] == slot + 1).nonzero().flatten().tolist()
+            for own, meant in zip(said.prefixes, text, strict=True):
+                for found, whole in zip(own, meant, strict=True):
+                    mean = whole[row, stands_for].mean(0)
+                    distances.append(1 - torch.cosine_similarity(found[prefix, place], mean, dim=0))
+        total = total + torch.stack(distances).mean() * (prompt.prefix_of == prefix).sum()
+    return total / len(prompt.prefix_of)
 
 
 def job_curve(job: Job, steps: list[StepPlan]) -> list[dict[str, float]]:

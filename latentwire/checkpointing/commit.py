@@ -41,7 +41,7 @@ def publish(root: Path, *, stage: str, step: int, world: Group) -> Iterator[Path
     Yields None when the step is already published, on every rank alike. All ranks must enter.
     """
     final = stage_folder(root, stage) / f"step-{step:08d}"
-    if final.exists():
+    if _valid(final):
         yield None
         return
     folder = final.with_suffix(".tmp")
@@ -54,6 +54,7 @@ def publish(root: Path, *, stage: str, step: int, world: Group) -> Iterator[Path
     barrier(world)  # nobody is still writing
     if world.rank == 0:
         _write_manifest(folder, stage=stage, step=step)
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, which no run could resume from
         os.replace(folder, final)
         _sync(final.parent)
     barrier(world)  # nobody goes on before the step can be found
@@ -77,6 +78,14 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Writes JSON durably, and at once for whoever reads the file meanwhile."""
+    fresh = path.with_suffix(".tmp")
+    write_json(fresh, value)
+    os.replace(fresh, path)
+    _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from latentwire.checkpointing.best import Standing
 from latentwire.checkpointing.commit import Step, publish, write_json
 from latentwire.checkpointing.store import read_unit, write_unit
 from latentwire.config import Config, flatten
@@ -21,6 +22,9 @@ _MAY_CHANGE = (
     "diagnostics.",
     "distributed.",
     "train.max_skipped",
+    # What a best checkpoint is, the samples and the metric, may not.
+    "validation.interval",
+    "validation.patience",
 )
 _MAY_CHANGE_OF_DECODER = (".ranks", ".share")
 
@@ -36,6 +40,10 @@ class Place:
     """Examples seen in this stage, over all ranks."""
     num_skipped: int = 0
     """Steps of the run so far that were skipped because they were not finite."""
+    validation: Standing = Standing()
+    """What the validations so far, one at this step included, came to."""
+    balance: Mapping[str, float] = field(default_factory=dict)
+    """Multipliers of the objectives' weights, where they are balanced."""
 
 
 def save(
@@ -68,13 +76,25 @@ def restore(step: Step, units: Mapping[str, ShardedUnit], *, with_optimizer: boo
     """Loads every unit of this rank from a published step. All ranks must call."""
     for name, unit in units.items():
         unit.import_state(read_unit(step.path / name, with_optimizer=with_optimizer))
-    return Place(**json.loads((step.path / "trainer.json").read_text(encoding="utf-8")))
+    return read_place(step)
+
+
+def read_place(step: Step) -> Place:
+    """Where in the run a published step stands."""
+    return place_from(json.loads((step.path / "trainer.json").read_text(encoding="utf-8")))
+
+
+def place_from(tree: Mapping[str, Any]) -> Place:
+    """Out of what ``dataclasses.asdict`` made of a place."""
+    if "validation" not in tree:
+        return Place(**tree)
+    return Place(**{**tree, "validation": Standing.from_tree(tree["validation"])})
 
 
 def changed_keys(before: Config, now: Config) -> list[str]:
     """Keys that differ although a resumed run may not change them, each with both values.
 
-    World size, placement, backend, intervals and more steps may change.
+    World size, placement, backend, intervals, patience and more steps may change.
     """
     old, new = flatten(before), flatten(now)
     found = []

@@ -1,12 +1,17 @@
 """Texts as the encoder sees them: its tokens, and how many latents each text gets."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from latentwire.config import EncoderConfig, WireConfig
+from latentwire.config import AdapterConfig, Config, EncoderConfig, WireConfig
 from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer
+
+BYTE_WINDOW = 4096
+"""Longest text of the byte encoder, where ``encoder.max_tokens`` says nothing else."""
 
 
 def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
@@ -17,47 +22,125 @@ def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
 
 
 def latent_of(
-    place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int, ratio: int, fixed: int = 0
+    place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int, ratio: Tensor | int
 ) -> Tensor:
     """The latent whose span holds the token at ``place``; all arguments broadcast.
 
-    Spans are ``ratio`` tokens long, or with ``fixed`` all but equal: ``counts`` of them share out
-    ``num_tokens``.
+    Spans are ``ratio`` tokens long. A ratio of 0 stands for a fixed number of latents: ``counts``
+    all but equal spans share out ``num_tokens``.
     """
-    return place * counts // num_tokens if fixed else place // ratio
+    ratio = torch.as_tensor(ratio, device=place.device)
+    equal = place * counts // num_tokens
+    return torch.where(ratio == 0, equal, place // ratio.clamp(min=1))
+
+
+def num_positions(num_latents: int, wire: WireConfig, adapter: AdapterConfig) -> int:
+    """Positions a decoder reads for a wire of ``num_latents`` shared latents.
+
+    Begin and end vectors are counted, and so are the decoder's private latents. A deep prefix
+    with a length of its own stands in front of the soft prompt, or in its place.
+    """
+    body = num_latents + wire.latent_private_len
+    if adapter.deep_prefix_len:
+        body = adapter.deep_prefix_len + (body if adapter.use_soft_prompt else 0)
+    return body + 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderTexts:
-    """Tokenized texts of one encoder call, padded on the right."""
+    """What one encoder call reads and which wires it makes of it, padded on the right.
+
+    A text is read once, whatever the number of ratios at which it becomes a wire.
+    """
 
     ids: Tensor
     """[texts, tokens] with the leading token (BOS) where the tokenizer has one."""
     num_tokens: Tensor
     """[texts] text tokens, the leading one not counted."""
+    text_of: Tensor
+    """[rows] the text each wire is made of."""
     counts: Tensor
-    """[texts] latents of each text."""
+    """[rows] latents of each wire."""
+    ratios: Tensor
+    """[rows] encoder tokens per latent; 0 for a fixed number of latents."""
+    keep: Tensor
+    """[rows, max_latents] False where a latent is dropped for this step."""
     max_latents: int
     """Latents of the result, the same on every rank of the world."""
 
     def to(self, device: torch.device) -> "EncoderTexts":
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            num_tokens=self.num_tokens.to(device),
-            counts=self.counts.to(device),
-        )
+        tensors = {
+            f.name: getattr(self, f.name).to(device)
+            for f in fields(self)
+            if f.name != "max_latents"
+        }
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WireText:
+    """One wire to be made: a text, its ratio, and which of its latents are kept."""
+
+    text: str
+    ratio: int | None = None
+    """Encoder tokens per latent; None is the configuration's own."""
+    keep: tuple[bool, ...] | None = None
+    """None keeps all."""
+
+
+class _Pieces(Protocol):
+    """Cuts texts into what the encoder embeds."""
+
+    lead: list[int]
+    """What opens every text."""
+
+    def ids(self, text: str) -> list[int]: ...
+
+    def ends(self, text: str) -> list[int]:
+        """For each piece, the character after its last."""
+
+
+class _Tokens:
+    """A language model's own tokens."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        self._tokenizer = load_tokenizer(config)
+        bos = self._tokenizer.bos_token_id
+        self.lead = [bos] if self._tokenizer("a")["input_ids"][:1] == [bos] else []
+
+    def ids(self, text: str) -> list[int]:
+        return list(literal_ids(self._tokenizer, text))
+
+    def ends(self, text: str) -> list[int]:
+        return list(literal_ends(self._tokenizer, text))
+
+
+class _Bytes:
+    """UTF-8 bytes."""
+
+    lead: list[int] = []
+
+    def ids(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def ends(self, text: str) -> list[int]:
+        return [end for end, char in enumerate(text, start=1) for _ in char.encode()]
 
 
 class EncoderTokenizer:
-    """Texts to encoder tokens, cut to the encoder's window; counts what was cut."""
+    """Texts to encoder tokens, cut to the encoder's window; counts what was cut.
 
-    def __init__(self, encoder: EncoderConfig, wire: WireConfig, *, window: int) -> None:
-        self._tokenizer = load_tokenizer(encoder)
-        bos = self._tokenizer.bos_token_id
-        self.lead = [bos] if self._tokenizer("a")["input_ids"][:1] == [bos] else []
+    Args:
+        window: longest text of the encoder's model, in its tokens.
+    """
+
+    def __init__(self, config: Config, *, window: int) -> None:
+        encoder = config.encoder
+        self._pieces: _Pieces = _Bytes() if encoder.kind == "byte" else _Tokens(encoder)
+        self.lead = self._pieces.lead
         self.max_tokens = min(encoder.max_tokens or window, window) - len(self.lead)
-        self._wire = wire
+        self._wire = config.wire
+        self._adapter = config.adapter
         self._cache: dict[str, list[int]] = {}
         self.cut_texts: set[int] = set()
         """Hashes of the texts that did not fit."""
@@ -67,46 +150,69 @@ class EncoderTokenizer:
         if text not in self._cache:
             if len(self._cache) > 100_000:
                 self._cache.clear()
-            self._cache[text] = list(literal_ids(self._tokenizer, text))
+            self._cache[text] = self._pieces.ids(text)
         ids = self._cache[text]
         if len(ids) > self.max_tokens:
             self.cut_texts.add(hash(text))
         return ids[: self.max_tokens]
 
-    def num_latents(self, text: str) -> int:
+    def num_latents(self, text: str, ratio: int | None = None) -> int:
+        """Shared latents of a text."""
         return num_latents(
-            len(self.ids(text)), ratio=self._wire.ratio, fixed=self._wire.num_latents
+            len(self.ids(text)), ratio=ratio or self._wire.ratio, fixed=self._wire.num_latents
         )
 
-    def latent_ends(self, text: str) -> list[int]:
-        """For each latent of ``text``, where its span ends: characters from the text's start."""
-        ends = literal_ends(self._tokenizer, text)[: self.max_tokens]
-        count = self.num_latents(text)
+    def num_positions(self, text: str, ratio: int | None = None) -> int:
+        """Positions a decoder reads for the wire of a text, begin and end included."""
+        return num_positions(self.num_latents(text, ratio), self._wire, self._adapter)
+
+    def latent_ends(
+        self, text: str, ratio: int | None = None, *, num_spans: int | None = None
+    ) -> list[int]:
+        """For each shared latent of ``text``, where its span ends: characters from its start.
+
+        Args:
+            num_spans: of this many equal spans instead, or as many as there are tokens.
+        """
+        ends = self._pieces.ends(text)[: self.max_tokens]
+        count = self.num_latents(text, ratio)
+        if num_spans is not None:
+            count = min(num_spans, len(ends))
         found = [0] * count
         latents = latent_of(
             torch.arange(len(ends)),
             counts=count,
             num_tokens=len(ends),
-            ratio=self._wire.ratio,
-            fixed=self._wire.num_latents,
+            ratio=self._span(ratio) if num_spans is None else 0,
         )
         for latent, end in zip(latents.tolist(), ends, strict=True):
             found[latent] = max(found[latent], end)
         return found
 
-    def batch(self, texts: list[str], *, rows: int, max_latents: int) -> EncoderTexts:
-        """Pads ``texts`` to ``rows`` rows; rows without a text hold one token and no latent.
+    def batch(self, wires: Sequence[WireText], *, rows: int, max_latents: int) -> EncoderTexts:
+        """Lays out ``wires`` in ``rows`` rows; rows without a wire have no latent.
 
-        Every rank of the world makes the same number of rows, so that all run the encoder equally
-        often, whatever the number of texts.
+        Every rank of the world makes the same number of rows, whatever the number of wires.
         """
-        tokens = [self.ids(text) for text in texts] + [[]] * (rows - len(texts))
-        counts = [self.num_latents(text) for text in texts] + [0] * (rows - len(texts))
+        texts = list(dict.fromkeys(wire.text for wire in wires)) or [""]
+        tokens = [self.ids(text) for text in texts]
         padded = [self.lead + ids for ids in tokens]
         length = max(1, *(len(ids) for ids in padded))
+        missing = rows - len(wires)
+        counts = [self.num_latents(wire.text, wire.ratio) for wire in wires] + [0] * missing
+        keep = torch.ones(rows, max_latents, dtype=torch.bool)
+        for row, wire in enumerate(wires):
+            if wire.keep is not None:
+                keep[row, : len(wire.keep)] = torch.tensor(wire.keep, dtype=torch.bool)
         return EncoderTexts(
             ids=torch.tensor([ids + [0] * (length - len(ids)) for ids in padded]),
             num_tokens=torch.tensor([len(ids) for ids in tokens]),
+            text_of=torch.tensor([texts.index(wire.text) for wire in wires] + [0] * missing),
             counts=torch.tensor(counts),
+            ratios=torch.tensor([self._span(wire.ratio) for wire in wires] + [1] * missing),
+            keep=keep,
             max_latents=max_latents,
         )
+
+    def _span(self, ratio: int | None) -> int:
+        return 0 if self._wire.num_latents else ratio or self._wire.ratio

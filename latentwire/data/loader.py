@@ -4,44 +4,39 @@ Every rank lays out the whole global batch in text, so that lengths and counts a
 without communication, and makes tensors only of its own part.
 """
 
-import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentwire.data.batch import PrefixRow, PromptBatch, PromptRow, prompt_batch
-from latentwire.data.encoder_texts import EncoderTexts, EncoderTokenizer
+from latentwire.data.draws import StepDraws
+from latentwire.data.encoder_texts import EncoderTexts, EncoderTokenizer, WireText
 from latentwire.data.example import Example
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixedSplit:
-    """How much of each text travels as wire in a mixed step; the rest stays text."""
-
-    seed: str
-    """Names the draw; a text's own split also depends on the text."""
-    share: float = 0.8
-    """Largest part of a text that stays text."""
-
-    def cut(self, text: str) -> int:
-        """Where ``text`` is cut, at a white space; from ``1 - share`` of it up to its end."""
-        rng = random.Random(f"{self.seed}/{text}")
-        place = int(len(text) * rng.uniform(1 - self.share, 1.0))
-        space = text.rfind(" ", 0, place)
-        return space if space > 0 else len(text)
-
-
-@dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """A micro-batch as every rank knows it: examples and the distinct texts they need."""
+    """A micro-batch as every rank knows it: examples, and the distinct wires they need."""
 
     examples: tuple[Example, ...]
+    """An example that is read at several ratios stands here once for each."""
     texts: tuple[str, ...]
-    """Distinct encoder texts."""
-    text_of: tuple[int, ...]
-    """For each example its text."""
+    """The encoder's text of each wire; a text that is read at several ratios is here once for
+    each."""
+    ratios: tuple[int | None, ...]
+    """The ratio of each wire; None is the configuration's own."""
     kept: tuple[str, ...]
-    """For each example what stays text behind the wire (mixed steps; else empty)."""
+    """For each wire, what stays text behind it (mixed steps; else empty)."""
+    text_of: tuple[int, ...]
+    """For each example its wire."""
+    draws: StepDraws
+
+    def wire(self, index: int, tokenizer: EncoderTokenizer) -> WireText:
+        """One of the wires, with what this step keeps of it."""
+        text, ratio = self.texts[index], self.ratios[index]
+        keep = self.draws.keep(text, tokenizer.num_latents(text, ratio))
+        return WireText(text=text, ratio=ratio, keep=keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +46,11 @@ class DecoderBatch:
     latents_prompt: PromptBatch
     """The prompts with the wire in their slot."""
     texts: tuple[int, ...]
-    """Which texts of the global batch the rows of the soft prompt are, in order."""
+    """Which wires of the global batch this part reads: the rows of its soft prompt, in order."""
     counts: tuple[int, ...]
-    """Latents of each of those texts."""
+    """Shared latents of each of those wires."""
+    readers: tuple[int, ...]
+    """Examples of this part that read each of them."""
     examples: tuple[int, ...]
     """Which examples of the global batch these are."""
 
@@ -62,37 +59,51 @@ def global_batch(
     examples: Sequence[Example],
     prompts: DecoderPrompts,
     *,
-    mixed: MixedSplit | None = None,
+    draws: StepDraws | None = None,
     replace: Mapping[str, str] | None = None,
+    ratio: int | None = None,
 ) -> GlobalBatch:
-    """Gathers the distinct texts of ``examples``.
+    """Gathers the distinct wires of ``examples``.
 
     Args:
         prompts: any decoder's prompts, for the text of the slot.
-        mixed: cut each text and keep the second part as text.
+        draws: of a training step: what stays text, and at which ratios a text is read.
         replace: read another text's wire instead (the wrong-wire control).
+        ratio: without draws, the ratio of every wire; None is the configuration's own.
     """
-    texts: dict[str, int] = {}
-    text_of, kept = [], []
+    drawn = draws or StepDraws()
+    wires: dict[tuple[str, int | None], int] = {}
+    kept: list[str] = []
+    read: list[tuple[Example, int]] = []
     for example in examples:
         text = prompts.slot_text(example)
-        cut = len(text) if mixed is None else mixed.cut(text)
-        kept.append(text[cut:])
-        text = text[:cut] if replace is None else replace[text]
-        text_of.append(texts.setdefault(text, len(texts)))
+        cut = drawn.cut(text)
+        ratios = drawn.ratios_of(text) if draws else (ratio,)
+        rest, text = text[cut:], text[:cut] if replace is None else replace[text]
+        for at in ratios:
+            if (text, at) not in wires:
+                wires[text, at] = len(wires)
+                kept.append(rest)
+            read.append((example, wires[text, at]))
     return GlobalBatch(
-        examples=tuple(examples), texts=tuple(texts), text_of=tuple(text_of), kept=tuple(kept)
+        examples=tuple(example for example, _ in read),
+        texts=tuple(text for text, _ in wires),
+        ratios=tuple(at for _, at in wires),
+        kept=tuple(kept),
+        text_of=tuple(wire for _, wire in read),
+        draws=drawn,
     )
 
 
 def encoder_batch(
     batch: GlobalBatch, tokenizer: EncoderTokenizer, *, rank: int, world_size: int
 ) -> EncoderTexts:
-    """This rank's slice of the texts: rank r encodes texts r * rows to (r + 1) * rows."""
+    """This rank's slice of the wires: rank r makes wires r * rows to (r + 1) * rows."""
     rows = -(-len(batch.texts) // world_size)
-    own = list(batch.texts[rank * rows : (rank + 1) * rows])
-    longest = max(tokenizer.num_latents(text) for text in batch.texts)
-    return tokenizer.batch(own, rows=rows, max_latents=max(1, longest))
+    counts = [tokenizer.num_latents(*pair) for pair in zip(batch.texts, batch.ratios, strict=True)]
+    own = range(rank * rows, min((rank + 1) * rows, len(batch.texts)))
+    wires = [batch.wire(index, tokenizer) for index in own]
+    return tokenizer.batch(wires, rows=rows, max_latents=max(1, *counts))
 
 
 def decoder_batch(
@@ -108,24 +119,25 @@ def decoder_batch(
     size = len(batch.examples) // num_parts
     own = range(part * size, (part + 1) * size)
     texts = tuple(dict.fromkeys(batch.text_of[index] for index in own))
-    counts = tuple(tokenizer.num_latents(batch.texts[text]) for text in texts)
+    num_readers = Counter(batch.text_of[index] for index in own)
     rows = []
     for index in own:
-        row = texts.index(batch.text_of[index])
+        wire = batch.text_of[index]
         tokens = prompts.wire(batch.examples[index])
-        num_soft = counts[row] + 2
+        num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         room = max(0, prompts.room(tokens) - num_soft)
         prefix = PrefixRow(
             before=tokens.before,
-            soft_row=row,
+            soft_row=texts.index(wire),
             num_soft=num_soft,
-            slot=prompts.plain_ids(batch.kept[index])[:room],
+            slot=prompts.plain_ids(batch.kept[wire])[:room],
         )
         rows.append(PromptRow(prefix=prefix, after=tokens.after, answer=tokens.answer))
     return DecoderBatch(
         latents_prompt=prompt_batch(rows, pad=prompts.pad, answers=answers),
         texts=texts,
-        counts=counts,
+        counts=tuple(tokenizer.num_latents(batch.texts[t], batch.ratios[t]) for t in texts),
+        readers=tuple(num_readers[text] for text in texts),
         examples=tuple(own),
     )
 
@@ -141,18 +153,3 @@ def text_batch(tokens: Sequence[PromptTokens], *, pad: int, answers: bool = True
         for prompt in tokens
     ]
     return prompt_batch(rows, pad=pad, answers=answers)
-
-
-def supervised_counts(
-    examples: Sequence[Example], prompts: DecoderPrompts, *, k: int
-) -> dict[str, int]:
-    """What each objective of one decoder is divided by: its positions in the whole batch."""
-    lengths = [len(prompts.wire(example).answer) for example in examples]
-    num_tokens = sum(lengths)
-    return {
-        "tf": num_tokens,
-        "first": len(lengths),
-        "kce": sum(min(length, k) for length in lengths),
-        "kd": num_tokens,
-        "span": len(lengths),
-    }

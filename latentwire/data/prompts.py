@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from latentwire.config import Config, ConfigError, DataConfig
+from latentwire.data.chat import INSTRUCTION, chat_frame, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.tokenizers import frame_ids, literal_ends, literal_ids, special_strings
 
 Carries = Literal["context", "prompt"]
+Bos = Literal["auto", "always", "never"]
 
-DEFAULT_TEMPLATE = "Context: {context}\nQuestion: {question}"
-ANSWER_CUE = "\nAnswer:"
-CHAT_INSTRUCTION = "Answer the question from the context with a short phrase only.\n"
-_CHAT_CONTENT = "<<content>>"
+_DEFAULTS = DataConfig()
+_CACHED = 100_000
+"""Texts whose tokens are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class PromptTokens:
     slot: tuple[int, ...]
     """The text in the slot; empty when the wire takes its place."""
     after: tuple[int, ...]
-    """The template after the slot, up to and with the answer cue."""
+    """The template after the slot, up to and with the anchor."""
     answer: tuple[int, ...]
     """The answer's tokens, closed by EOS. BOS is never among them."""
     slot_tokens_cut: int = 0
@@ -42,18 +44,26 @@ class DecoderPrompts:
     Args:
         tokenizer: a Hugging Face tokenizer.
         template: user text with one ``{context}`` and one ``{question}``.
+        anchor: the text right before an answer.
         chat: wrap the user text in the tokenizer's chat template.
+        bos: whether a prompt opens with BOS; ``auto`` leaves it to the chat template, or without
+            one to the tokenizer. There are never two.
         carries: what the slot holds: the ``context`` alone, or the whole ``prompt``.
         window: the decoder's context window in tokens; longer slots are cut at their end.
         max_answer_tokens: answers are cut to this many tokens, EOS not counted.
+
+    Raises:
+        ValueError: the tokenizer cannot do this; the text starts with the setting at fault.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         *,
-        template: str = DEFAULT_TEMPLATE,
+        template: str = _DEFAULTS.template,
+        anchor: str = _DEFAULTS.anchor,
         chat: bool = False,
+        bos: Bos = "auto",
         carries: Carries = "context",
         window: int = 1 << 30,
         max_answer_tokens: int = 32,
@@ -64,16 +74,25 @@ class DecoderPrompts:
         self.max_answer_tokens = max_answer_tokens
         self._halves = template.split("{context}")
         assert len(self._halves) == 2, "the template is validated with the configuration"
-        self._header, self._footer = _chat_frame(tokenizer) if chat else ("", "")
+        self._header, footer = "", ""
         if chat:
-            self._halves[0] = CHAT_INSTRUCTION + self._halves[0]
+            try:
+                self._header, footer = chat_frame(tokenizer)
+            except ValueError as error:
+                raise ValueError(f"chat: {error}; use false") from None
+            self._halves[0] = INSTRUCTION + self._halves[0]
+        self._closing = footer + anchor
         # White space before the slot belongs to the slot's first token, as it would in one string.
         first = self._halves[0] if carries == "context" else ""
         self._before_slot = first.rstrip(" ")
         self._slot_space = first[len(self._before_slot) :]
-        # A chat template writes BOS itself; otherwise it is added when the tokenizer would.
-        adds_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self.lead: tuple[int, ...] = (tokenizer.bos_token_id,) if adds_bos and not chat else ()
+        own_bos = tokenizer.bos_token_id
+        if own_bos is None and bos == "always":
+            raise ValueError("bos: 'always', but the tokenizer has no BOS token; use auto or never")
+        self._header_has_bos = (own_bos,) == frame_ids(tokenizer, self._header)[:1]
+        adds_bos = self._header_has_bos if chat else tokenizer("a")["input_ids"][:1] == [own_bos]
+        opens = adds_bos if bos == "auto" else bos == "always"
+        self.lead: tuple[int, ...] = (own_bos,) if opens else ()
         """What opens a prompt before any text: BOS, or nothing."""
         self._special = special_strings(tokenizer)
         self.eos = int(tokenizer.eos_token_id)
@@ -85,6 +104,8 @@ class DecoderPrompts:
         """Hashes of the contexts that did not fit the window."""
         self.cut_answers: set[int] = set()
         """Hashes of the answers that were longer than ``max_answer_tokens``."""
+        self.merged_answers: set[int] = set()
+        """Hashes of the answers that the tokenizer would merge with the anchor."""
 
     def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
         """The prompt with text in its slot; ``context`` replaces the example's own."""
@@ -106,14 +127,16 @@ class DecoderPrompts:
     def wire(self, example: Example) -> PromptTokens:
         """The prompt with an empty slot, where the wire goes."""
         first, second = self._around_slot(example)
-        answer = self.plain_ids(" " + example.answers[0].strip())
+        answer = self._answer_ids(second, example.answers[0].strip())
         if len(answer) > self.max_answer_tokens:
             self.cut_answers.add(hash(example.answers[0]))
             answer = answer[: self.max_answer_tokens]
+        opening = self._framed(self._header, first, "")
         return PromptTokens(
-            before=self.lead + self._framed(self._header, first, ""),
+            # The header is tokenized with its BOS, which may decide how its first word is.
+            before=self.lead + opening[int(self._header_has_bos) :],
             slot=(),
-            after=self._framed("", second, self._footer + ANSWER_CUE),
+            after=self._framed("", second, self._closing),
             answer=(*answer, self.eos),
         )
 
@@ -191,31 +214,62 @@ class DecoderPrompts:
         first, second = (half.replace("{question}", example.question) for half in halves)
         return first, second
 
+    def _answer_ids(self, second: str, answer: str) -> tuple[int, ...]:
+        """The answer's tokens as they come in one tokenization with the prompt before them.
+
+        ``after`` is what a decoder has read when it begins to answer, so its own tokens have to
+        stand at the start of that tokenization. Where the tokenizer merges across the boundary
+        they do not; the answer is then tokenized by itself, and counted.
+        """
+        text = " " + answer
+        if self._has_special(text):
+            return self.plain_ids(text)
+        stem = self._closing if self._has_special(second) else second + self._closing
+        asked, whole = self._framed(stem, "", ""), self._framed(stem + text, "", "")
+        if whole[: len(asked)] == asked:
+            return whole[len(asked) :]
+        self.merged_answers.add(hash(answer))
+        return self.plain_ids(text)
+
+    def _has_special(self, text: str) -> bool:
+        return any(special in text for special in self._special)
+
     def _framed(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
         """Tokens of a user's text between pieces of the frame, where special tokens may stand."""
         key = (opening, user, closing)
         if key not in self._cache:
-            if len(self._cache) > 100_000:
+            if len(self._cache) > _CACHED:
                 self._cache.clear()
             self._cache[key] = self._tokenize(*key)
         return self._cache[key]
 
     def _tokenize(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
-        whole = opening + user + closing
-        if any(special in user for special in self._special):
+        if self._has_special(user):
             return (
                 *frame_ids(self.tokenizer, opening),
                 *literal_ids(self.tokenizer, user),
                 *frame_ids(self.tokenizer, closing),
             )
-        return frame_ids(self.tokenizer, whole)
+        return frame_ids(self.tokenizer, opening + user + closing)
 
 
-def _chat_frame(tokenizer: Any) -> tuple[str, str]:
-    """The chat template's text before and after the user's content, up to the assistant's turn."""
-    message = [{"role": "user", "content": _CHAT_CONTENT}]
-    rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    header, content, footer = rendered.partition(_CHAT_CONTENT)
-    if not content:
-        raise ValueError("the tokenizer's chat template does not show the user's content")
-    return header, footer
+def prompts_for(config: Config, name: str, tokenizer: Any, *, window: int) -> DecoderPrompts:
+    """The prompts of the decoder ``name``, as its settings and the data's say.
+
+    Raises:
+        ConfigError: its tokenizer cannot do what a setting asks for.
+    """
+    settings, data = config.decoders[name], config.data
+    try:
+        return DecoderPrompts(
+            tokenizer,
+            template=data.template,
+            anchor=data.anchor,
+            chat=uses_chat(settings, tokenizer),
+            bos=settings.bos,
+            carries=config.wire.carries,
+            window=window,
+            max_answer_tokens=data.max_answer_tokens,
+        )
+    except ValueError as error:
+        raise ConfigError([f"decoders.{name}.{error}"]) from None

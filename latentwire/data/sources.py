@@ -1,4 +1,4 @@
-"""Where examples come from: generated profiles, SQuAD (hub or file), or your own JSON lines."""
+"""Where examples come from: generated profiles, SQuAD or HotpotQA (hub or file), or JSON lines."""
 
 import functools
 import hashlib
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from latentwire.data import profiles, readers
+from latentwire.data import hotpot, profiles, readers, rows
+from latentwire.data.articles import Article, SourceError
 from latentwire.data.example import Example
-from latentwire.data.readers import Article, SourceError
+from latentwire.data.hotpot import Setting
 
 Split = Literal["train", "validation", "test"]
 
-SOURCES = ("profiles", "squad", "jsonl")
-DEFAULT_HUB_NAME = "rajpurkar/squad"
+SOURCES = ("profiles", "squad", "hotpot", "jsonl")
+HUB_NAMES = {"squad": "rajpurkar/squad", "hotpot": hotpot.HUB_NAME}
+"""Sources that the hub has, and the data set each reads without ``data.path``."""
 
 _HELD_OUT = 0.1
 """Share of the articles of a local file that each of validation and test gets."""
@@ -23,10 +25,20 @@ _MIN_ARTICLES = 3
 _HUB_SPLITS: dict[Split, str] = {
     "train": "train",
     "validation": "validation",
-    # The hub's SQuAD has no public test split.
+    # Neither of the hub's data sets has a public test split.
     "test": "validation",
 }
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_BY_TITLE = "rows of one `title`, or of one context where there is no title"
+_ARTICLES = {
+    "squad": _BY_TITLE,
+    "hotpot": "rows of one `_id`, or of one context",
+    "jsonl": _BY_TITLE,
+}
+_FORMATS = {
+    "squad": ".json (SQuAD v1.1 or v2), .jsonl and .parquet",
+    "hotpot": ".json (the official list of objects), .jsonl and .parquet",
+}
 _FILE_SUFFIXES = {".json", ".jsonl", ".parquet", ".txt", ".csv", ".tsv", ".gz", ".zip", ".arrow"}
 
 
@@ -84,12 +96,16 @@ class LoadedSource:
         return [len(examples) for examples in self.documents]
 
 
-def open_source(*, source: str, path: str | None, split: Split, seed: int) -> DataSource:
+def open_source(
+    *, source: str, path: str | None, setting: Setting, split: Split, seed: int
+) -> DataSource:
     """Opens one split of a data set.
 
     Args:
         source: one of ``SOURCES``.
-        path: a local file; for ``squad`` also the name of a hub data set, ``org/name``.
+        path: a local file; for ``squad`` and ``hotpot`` also the name of a hub data set,
+            ``org/name``.
+        setting: which paragraphs are a context of ``hotpot``.
         split: which split.
         seed: of the generated profiles, and of the split of a local file.
 
@@ -104,7 +120,7 @@ def open_source(*, source: str, path: str | None, split: Split, seed: int) -> Da
             raise SourceError(
                 [
                     f"data.path: `{path}` is given, but `data.source: profiles` is generated: "
-                    "remove data.path, or set data.source to squad or jsonl"
+                    "remove data.path, or set data.source to squad, hotpot or jsonl"
                 ]
             )
         return ProfilesSource(split=split, seed=seed)
@@ -112,24 +128,25 @@ def open_source(*, source: str, path: str | None, split: Split, seed: int) -> Da
         raise SourceError(["data.path: `data.source: jsonl` needs a file: set data.path"])
     if path is not None and not path.strip():
         raise SourceError(["data.path: the path is empty; give a file or leave the key out"])
-    hub_name = _hub_name(path) if source == "squad" else None
+    hub_name = _hub_name(path, HUB_NAMES[source]) if source in HUB_NAMES else None
     if hub_name is not None:
-        articles: Sequence[Article] = _read_hub(hub_name, _HUB_SPLITS[split])
+        articles: Sequence[Article] = _read_hub(source, hub_name, _HUB_SPLITS[split], setting)
     else:
-        assert path is not None, "only squad has a default"
-        articles = _split_articles(_read_file(source, path), split=split, seed=seed, path=path)
+        assert path is not None, "every other source has a default"
+        every = _read_file(source, path, setting)
+        articles = _split_articles(every, split=split, seed=seed, path=path, source=source)
     documents = tuple(document for article in articles for document in article.documents)
     return LoadedSource(documents=documents)
 
 
-def check_source(*, source: str, path: str | None, seed: int) -> list[str]:
+def check_source(*, source: str, path: str | None, setting: Setting, seed: int) -> list[str]:
     """Everything wrong with the data keys of a configuration, as messages; empty when all is well.
 
     It opens every split, so a local file is read in full, and a hub data set is downloaded.
     """
     try:
         for split in get_args(Split):
-            open_source(source=source, path=path, split=split, seed=seed)
+            open_source(source=source, path=path, setting=setting, split=split, seed=seed)
     except SourceError as error:
         return error.problems
     return []
@@ -140,53 +157,55 @@ def _profile(seed: int, split: Split, index: int) -> tuple[Example, ...]:
     return profiles.document(seed, split, index).examples
 
 
-def _hub_name(path: str | None) -> str | None:
+def _hub_name(path: str | None, default: str) -> str | None:
     """The hub data set that ``path`` names; None when it is a local file."""
     if path is None:
-        return DEFAULT_HUB_NAME
+        return default
     # A file that does not exist yet looks like one by its suffix, and gets that message.
     is_name = _HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in _FILE_SUFFIXES
     return path if is_name and not Path(path).exists() else None
 
 
 @functools.lru_cache(maxsize=2)
-def _read_hub(name: str, split: str) -> tuple[Article, ...]:
-    return readers.read_hub(name, split)
+def _read_hub(source: str, name: str, split: str, setting: Setting) -> tuple[Article, ...]:
+    if source == "hotpot":
+        table = rows.read_hub(name, split, variant=hotpot.HUB_VARIANT)
+        return hotpot.hotpot_table(table, setting=setting)
+    return readers.squad_table(rows.read_hub(name, split))
 
 
-def _read_file(source: str, path: str) -> tuple[Article, ...]:
+def _read_file(source: str, path: str, setting: Setting) -> tuple[Article, ...]:
     try:
         file = Path(path).expanduser()
         stamp = file.stat()
     except (OSError, RuntimeError, ValueError):
         # Not to be found or not allowed: the reader says which.
-        return _read_version(source, path, 0, 0)
-    return _read_version(source, str(file), stamp.st_mtime_ns, stamp.st_size)
+        return _read_version(source, path, setting, 0, 0)
+    return _read_version(source, str(file), setting, stamp.st_mtime_ns, stamp.st_size)
 
 
 @functools.lru_cache(maxsize=1)
-def _read_version(source: str, path: str, mtime_ns: int, size: int) -> tuple[Article, ...]:
+def _read_version(
+    source: str, path: str, setting: Setting, mtime_ns: int, size: int
+) -> tuple[Article, ...]:
     """One version of a file; checking it and opening its three splits reads it once."""
     file = Path(path)
     if source == "jsonl":
         return readers.read_jsonl(file, squad=False)
-    suffix = file.suffix.lower()
-    if suffix == ".jsonl":
-        return readers.read_jsonl(file, squad=True)
-    if suffix == ".parquet":
-        return readers.read_parquet(file)
-    if suffix != ".json" and file.is_file():
+    if file.suffix.lower() not in (".json", ".jsonl", ".parquet") and file.is_file():
         raise SourceError(
             [
-                f"data.path: {path}: `data.source: squad` reads .json (SQuAD v1.1 or v2), .jsonl "
-                "and .parquet files; rename or convert it"
+                f"data.path: {path}: `data.source: {source}` reads {_FORMATS[source]} files; "
+                "rename or convert it"
             ]
         )
-    return readers.read_squad_json(file)
+    if source == "hotpot":
+        return hotpot.read_hotpot(file, setting=setting)
+    return readers.read_squad(file)
 
 
 def _split_articles(
-    articles: tuple[Article, ...], *, split: Split, seed: int, path: str
+    articles: tuple[Article, ...], *, split: Split, seed: int, path: str, source: str
 ) -> list[Article]:
     """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty.
 
@@ -195,9 +214,8 @@ def _split_articles(
     if len(articles) < _MIN_ARTICLES:
         raise SourceError(
             [
-                f"data.path: {path} has {len(articles)} article(s) (rows of one `title`, or of one "
-                f"context where there is no title), and train, validation and test need at least "
-                f"one each: give {_MIN_ARTICLES} or more"
+                f"data.path: {path} has {len(articles)} article(s) ({_ARTICLES[source]}), and "
+                f"train, validation and test need at least one each: give {_MIN_ARTICLES} or more"
             ]
         )
     num_held_out = max(1, round(_HELD_OUT * len(articles)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.encoder_texts import EncoderTokenizer, WireText
 from latentwire.data.prompts import DecoderPrompts
 
 NO_LATENT = -1
@@ -38,13 +38,20 @@ class Spans:
 
 
 def decoder_spans(
-    texts: Sequence[str], tokenizer: EncoderTokenizer, prompts: DecoderPrompts
+    wires: Sequence[WireText],
+    tokenizer: EncoderTokenizer,
+    prompts: DecoderPrompts,
+    *,
+    num_spans: int | None = None,
 ) -> Spans:
-    """``texts`` for one decoder, cut to its window.
+    """The texts of ``wires`` for one decoder, cut to its window.
 
-    A token belongs to the latent whose span holds its last character.
+    A token belongs to the latent whose span holds its last character, unless that is dropped.
+
+    Args:
+        num_spans: belongs to one of so many equal spans of its text instead.
     """
-    rows = [_row(text, tokenizer, prompts) for text in texts]
+    rows = [_row(wire, tokenizer, prompts, num_spans) for wire in wires]
     length = max(1, *(len(row) for row in rows))
     ids = torch.full((len(rows), length), prompts.pad)
     latent = torch.full((len(rows), length), NO_LATENT)
@@ -56,13 +63,16 @@ def decoder_spans(
     return Spans(ids=ids, mask=mask, latent=latent)
 
 
-def _row(text: str, tokenizer: EncoderTokenizer, prompts: DecoderPrompts) -> list[tuple[int, int]]:
-    """(token, latent) of one text."""
-    ends = tokenizer.latent_ends(text)
+def _row(
+    wire: WireText, tokenizer: EncoderTokenizer, prompts: DecoderPrompts, num_spans: int | None
+) -> list[tuple[int, int]]:
+    """(token, latent) of one wire's text."""
+    ends = tokenizer.latent_ends(wire.text, wire.ratio, num_spans=num_spans)
+    keep = wire.keep if wire.keep and num_spans is None else (True,) * len(ends)
     row = [(token, NO_LATENT) for token in prompts.lead]
     place = 0
-    for token, end in prompts.slot_ends(text):
+    for token, end in prompts.slot_ends(wire.text):
         while place < len(ends) and ends[place] < end:
             place += 1
-        row.append((token, place if place < len(ends) else NO_LATENT))
+        row.append((token, place if place < len(ends) and keep[place] else NO_LATENT))
     return row[: prompts.window]

@@ -1,10 +1,12 @@
-"""A frozen decoder: loads a causal LM, reads prefixes once, and gives logits where asked.
+"""A frozen decoder: reads prefixes once, and gives logits and states where asked.
 
 Whatever is read, text or wire, goes through ``read`` and ``continue_from``; the text teacher, the
 latent student and generation differ only in what fills the prefix.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +16,13 @@ from transformers import AutoModelForCausalLM
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
 from latentwire.data.tokenizers import load_tokenizer
-from latentwire.wire.encoder import transformer_layers
+from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
+from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
+from latentwire.decoders.lora import LoraSlots
+from latentwire.wire.backbones import transformer_layers
+from latentwire.wire.deep_prefix import CacheShape
+from latentwire.wire.lora import Updates
+from latentwire.wire.unit import DecoderShape, Injection
 
 
 @dataclass(kw_only=True)
@@ -24,6 +32,22 @@ class Context:
     cache: Any
     mask: Tensor
     """[rows, positions]: True at positions that may be attended to."""
+    lora: Updates
+    """What the decoder's linear layers are updated with as it reads on."""
+    prefixes: list[tuple[Tensor, Tensor]] | None = None
+    """Where asked for: of each layer the keys and values of the prefixes, as ``at_rest``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What a decoder says at the supervised positions, in target order."""
+
+    logits: Tensor
+    """[supervised, vocabulary]"""
+    states: Tensor | None = None
+    """[layers, supervised, hidden] of the layers that were asked for."""
+    prefixes: list[tuple[Tensor, Tensor]] | None = None
+    """Where asked for: of each layer keys and values [prefixes, length, kv_heads * head_dim]."""
 
 
 class _Reached(Exception):  # noqa: N818
@@ -37,13 +61,19 @@ class FrozenDecoder:
         name: the decoder's name in the configuration.
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer.
+        lora_targets: linear layers that a wire may update, as ``LoraSlots`` names them.
     """
 
-    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, name: str, model: Any, tokenizer: Any, *, lora_targets: str | None = None
+    ) -> None:
         self.name = name
-        self.model = model.eval().requires_grad_(False)
+        self.constant: ConstantPrefix | None
+        self.model, self.constant = without_prompt_learning(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
-        self._embed = model.get_input_embeddings()
+        self.lora = LoraSlots(self.model, lora_targets) if lora_targets else None
+        self._embed = self.model.get_input_embeddings()
+        self._rotate = rotation_of(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -59,9 +89,42 @@ class FrozenDecoder:
         """Longest sequence of the model in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
+    @cached_property
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings."""
-        return float(self._embed.weight.detach().float().pow(2).mean().sqrt())
+        return float(self.embeddings.float().pow(2).mean().sqrt())
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The input embeddings [vocabulary, hidden]."""
+        weight: Tensor = self._embed.weight
+        return weight.detach()
+
+    @property
+    def num_layers(self) -> int:
+        return len(transformer_layers(self.model))
+
+    def shape(self, *, with_cache: bool) -> DecoderShape:
+        """What this decoder's unit must know of it.
+
+        Args:
+            with_cache: the unit has a deep prefix.
+
+        Raises:
+            ConfigError: the decoder's cache is not one a deep prefix can be added to.
+        """
+        return DecoderShape(
+            hidden_size=self.hidden_size,
+            embedding_rms=self.embedding_rms,
+            cache=self._cache_shape() if with_cache else None,
+            linears=self.lora.features if self.lora else {},
+        )
+
+    @torch.no_grad()
+    def _cache_shape(self) -> CacheShape:
+        ids = torch.arange(64, device=self.device)[None] % len(self._embed.weight)
+        output = self.model(inputs_embeds=self._embed(ids), use_cache=True)
+        return cache_shape(self.name, output.past_key_values, num_tokens=ids.shape[1])
 
     @torch.no_grad()
     def states(self, ids: Tensor, mask: Tensor, *, layer: int) -> Tensor:
@@ -89,57 +152,134 @@ class FrozenDecoder:
             handle.remove()
         return found[0]
 
-    def read(self, batch: PromptBatch, soft: Tensor | None) -> Context:
-        """Reads every prefix once and hands each example its own.
-
-        Args:
-            soft: soft prompts [rows, vectors, hidden_size] that fill the slots; None for text.
-        """
-        embeds = self._embed(batch.prefix_ids)  # [prefixes, length, hidden]
-        if soft is not None:
-            rows = batch.prefix_soft_row[:, None]
-            vectors = soft[rows, batch.prefix_soft.clamp(min=0)].to(embeds.dtype)
-            embeds = torch.where((batch.prefix_soft >= 0)[..., None], vectors, embeds)
-        length = embeds.shape[1]
-        place = torch.arange(length, device=embeds.device).expand(embeds.shape[0], -1)
+    @torch.no_grad()
+    def keys_and_values(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
+        [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
         output = self.model(
-            inputs_embeds=embeds,
-            attention_mask=batch.prefix_mask.long(),
-            position_ids=place,
+            inputs_embeds=self._embed(ids),
+            attention_mask=mask.long(),
             use_cache=True,
             logits_to_keep=1,
         )
+        return at_rest(output.past_key_values, first=0, rotate=self._rotate)
+
+    def read(
+        self, batch: PromptBatch, wire: Injection | None, *, with_prefixes: bool = False
+    ) -> Context:
+        """Reads every prefix once and hands each example its own.
+
+        Args:
+            wire: what fills the slots, and is added to the cache there; None for text.
+            with_prefixes: keep the prefixes' keys and values.
+        """
+        embeds = self._embed(batch.prefix_ids)  # [prefixes, length, hidden]
+        lora: Updates = {} if wire is None else wire.lora
+        if wire is not None:
+            rows = batch.prefix_soft_row[:, None]
+            vectors = wire.vectors[rows, batch.prefix_soft.clamp(min=0)].to(embeds.dtype)
+            embeds = torch.where((batch.prefix_soft >= 0)[..., None], vectors, embeds)
+        mask, first, past = batch.prefix_mask, 0, {}
+        if self.constant is not None:
+            first = self.constant.length
+            past = {"past_key_values": self.constant.cache(len(embeds))}
+            mask = nn.functional.pad(mask, (first, 0), value=True)
+        place = torch.arange(first, first + embeds.shape[1], device=embeds.device)
+        with self._updated(lora):
+            output = self.model(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                position_ids=place.expand(len(embeds), -1),
+                use_cache=True,
+                logits_to_keep=1,
+                **past,
+            )
         cache = output.past_key_values
+        if wire is not None and wire.added is not None:
+            add_to_cache(
+                cache,
+                wire.added,
+                rows=batch.prefix_soft_row,
+                slots=batch.prefix_soft,
+                first=first,
+                rotate=self._rotate,
+            )
+        prefixes = at_rest(cache, first=first, rotate=self._rotate) if with_prefixes else None
         cache.batch_select_indices(batch.prefix_of)
-        return Context(cache=cache, mask=batch.prefix_mask[batch.prefix_of])
+        return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora, prefixes=prefixes)
 
     def continue_from(
-        self, context: Context, ids: Tensor, mask: Tensor, positions: Tensor, columns: Tensor
-    ) -> Tensor:
+        self,
+        context: Context,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        columns: Tensor,
+        *,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Reads ``ids`` [rows, length] after ``context``, which grows by them.
 
+        Args:
+            positions: [rows, length], counted from the prompt's first token.
+            layers: whose states are wanted too, n for those after the n-th.
+
         Returns:
-            logits [rows, kept, vocabulary] at ``columns`` of ``ids``.
+            logits [rows, kept, vocabulary] at ``columns`` of ``ids``, and of each of ``layers``
+            the states [rows, kept, hidden] there.
         """
         context.mask = torch.cat([context.mask, mask], dim=1)
-        output = self.model(
-            inputs_embeds=self._embed(ids),
-            attention_mask=context.mask.long(),
-            position_ids=positions,
-            past_key_values=context.cache,
-            use_cache=True,
-            logits_to_keep=columns,
-        )
-        logits: Tensor = output.logits
-        return logits
+        first = 0 if self.constant is None else self.constant.length
+        with self._updated(context.lora):
+            output = self.model(
+                inputs_embeds=self._embed(ids),
+                attention_mask=context.mask.long(),
+                position_ids=positions + first,
+                past_key_values=context.cache,
+                use_cache=True,
+                logits_to_keep=columns,
+                output_hidden_states=bool(layers),
+            )
+        states = tuple(output.hidden_states[layer][:, columns] for layer in layers)
+        return output.logits, states
 
-    def answer_logits(self, batch: PromptBatch, soft: Tensor | None = None) -> Tensor:
-        """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
-        context = self.read(batch, soft)
-        logits = self.continue_from(
-            context, batch.suffix_ids, batch.suffix_mask, batch.suffix_positions, batch.columns
+    def answer(
+        self,
+        batch: PromptBatch,
+        wire: Injection | None = None,
+        *,
+        layers: tuple[int, ...] = (),
+        with_prefixes: bool = False,
+    ) -> Answered:
+        """What the decoder says at the supervised positions, from one reading of the batch.
+
+        Args:
+            layers: whose states at those positions are wanted too.
+            with_prefixes: the prefixes' keys and values are wanted too.
+        """
+        context = self.read(batch, wire, with_prefixes=with_prefixes)
+        logits, states = self.continue_from(
+            context,
+            batch.suffix_ids,
+            batch.suffix_mask,
+            batch.suffix_positions,
+            batch.columns,
+            layers=layers,
         )
-        return logits.flatten(0, 1)[batch.target_index]
+        kept = [part.flatten(0, 1)[batch.target_index] for part in states]
+        return Answered(
+            logits=logits.flatten(0, 1)[batch.target_index],
+            states=torch.stack(kept) if kept else None,
+            prefixes=context.prefixes,
+        )
+
+    def answer_logits(self, batch: PromptBatch, wire: Injection | None = None) -> Tensor:
+        """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
+        return self.answer(batch, wire).logits
+
+    def _updated(self, lora: Updates) -> AbstractContextManager[None]:
+        assert self.lora is not None or not lora
+        return nullcontext() if self.lora is None else self.lora.using(lora)
 
 
 def load_decoder(
@@ -168,4 +308,5 @@ def load_decoder(
     )
     if config.quantization == "none":
         model = model.to(device)
-    return FrozenDecoder(name, model, load_tokenizer(config))
+    targets = config.lora.targets if config.lora.rank else None
+    return FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from latentwire.data.batch import PromptBatch
 from latentwire.decoders.frozen import FrozenDecoder
+from latentwire.wire.unit import Injection
 
 
 @torch.no_grad()
@@ -14,16 +15,16 @@ def greedy(
     *,
     eos: int,
     max_new_tokens: int,
-    soft: Tensor | None = None,
+    wire: Injection | None = None,
 ) -> Tensor:
     """Greedy continuations [examples, max_new_tokens]; after a row's EOS only EOS follows.
 
     Args:
         batch: prompts laid out without answers.
-        soft: soft prompts for the slots; None for text.
+        wire: what fills the slots; None for text.
     """
-    context = decoder.read(batch, soft)
-    logits = decoder.continue_from(
+    context = decoder.read(batch, wire)
+    logits, _ = decoder.continue_from(
         context, batch.suffix_ids, batch.suffix_mask, batch.suffix_positions, batch.columns
     )
     positions = batch.suffix_positions[:, -1:]
@@ -38,7 +39,7 @@ def greedy(
             break
         positions = positions + 1
         real = torch.ones_like(positions, dtype=torch.bool)
-        logits = decoder.continue_from(context, token[:, None], real, positions, column)
+        logits, _ = decoder.continue_from(context, token[:, None], real, positions, column)
     generated = torch.stack(tokens, dim=1)
     missing = max_new_tokens - generated.shape[1]
     return torch.nn.functional.pad(generated, (0, missing), value=eos)

@@ -1,4 +1,4 @@
-"""The diagnostics file: every rank's rows, written by rank 0, valid JSON always."""
+"""A run's JSON Lines files: every rank's rows, written by rank 0, valid JSON always."""
 
 import json
 import math
@@ -15,7 +15,7 @@ _STAGE_ORDER = {"A": 0, "B": 1}
 
 
 class DiagnosticsStream:
-    """Gathers rows to rank 0 and appends them to a JSON Lines file.
+    """Gathers rows of steps to rank 0 and appends them to a JSON Lines file.
 
     Args:
         path: the file.

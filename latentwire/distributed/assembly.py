@@ -1,7 +1,7 @@
 """The job on this rank: its groups, its frozen decoders, and the wire between them.
 
-Training and evaluation both read a batch through ``latents`` and ``soft_prompt``: one path from
-text to what a decoder sees.
+Training and evaluation both read a batch through ``latents`` and ``inject``: one path from text to
+what a decoder sees.
 """
 
 import logging
@@ -14,14 +14,15 @@ from torch import Tensor
 from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
-from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.prompts import DecoderPrompts, prompts_for
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
 from latentwire.distributed.exchange import exchange, scale_gradient
 from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit, ShardingBackend
-from latentwire.wire.encoder import encoder_window
-from latentwire.wire.wire import DecoderShape, Wire, build_wire
+from latentwire.wire.backbones import encoder_window
+from latentwire.wire.unit import DecoderShape, Injection
+from latentwire.wire.wire import Wire, build_wire
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,9 @@ class Job:
         return ["encoder", *(f"adapter_{spec.decoder}" for spec in self.groups.topology.groups)]
 
     def latents(self, batch: GlobalBatch) -> Tensor:
-        """The wire of every text of the batch: [at least texts, num_latents, d_z].
+        """Every wire of the batch: [at least wires, num_latents, d_z].
 
-        Each rank encodes its slice of the texts, once; the exchange does the rest.
+        Each rank encodes its slice of them, once; the exchange does the rest.
         """
         world = self.groups.world
         texts = encoder_batch(batch, self.tokenizer, rank=world.rank, world_size=world.size)
@@ -72,8 +73,8 @@ class Job:
                 ),
             )
 
-    def soft_prompt(self, decoder: str, latents: Tensor, batch: DecoderBatch) -> Tensor:
-        """One decoder's soft prompt for its part of the batch: [rows, num_latents + 2, hidden].
+    def inject(self, decoder: str, latents: Tensor, batch: DecoderBatch) -> Injection:
+        """What one decoder reads for the wires of its part of the batch.
 
         Args:
             latents: what ``latents`` returned for the global batch.
@@ -82,8 +83,13 @@ class Job:
         rows = torch.tensor(batch.texts, device=self.device)
         # The gradient that enters the exchange is averaged over the world, the loss over a group.
         factor = self.groups.world.size / self.groups.decoder(decoder).size
-        own = scale_gradient(latents, factor)[rows, : max(1, *batch.counts)]
-        return self.wire.soft_prompt(decoder, own, counts)
+        longest = self.num_private + max(1, *batch.counts)
+        return self.wire.inject(decoder, scale_gradient(latents, factor)[rows, :longest], counts)
+
+    @property
+    def num_private(self) -> int:
+        """Private latents of all decoders, which stand before the shared ones."""
+        return self.config.wire.latent_private_len * len(self.config.decoders)
 
 
 def assemble(config: Config, groups: ProcessGroups) -> Job:
@@ -97,19 +103,12 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         settings = config.decoders[name]
         log.info("loading decoder '%s' from %s", name, settings.model)
         decoders[name] = load_decoder(name, settings, dtype=dtype, device=device)
-        prompts[name] = DecoderPrompts(
-            decoders[name].tokenizer,
-            template=config.data.template,
-            chat=bool(settings.chat),
-            carries=config.wire.carries,
-            window=decoders[name].window,
-            max_answer_tokens=config.data.max_answer_tokens,
+        prompts[name] = prompts_for(
+            config, name, decoders[name].tokenizer, window=decoders[name].window
         )
     log.info("building the wire from %s", config.encoder.model)
-    shapes = {
-        name: DecoderShape(hidden_size=d.hidden_size, embedding_rms=d.embedding_rms())
-        for name, d in decoders.items()
-    }
+    with_cache = config.adapter.use_deep_prefix
+    shapes = {name: d.shape(with_cache=with_cache) for name, d in decoders.items()}
     wire, tokenizer = _build(config, shapes, device)
     backend = _make_backend(config)
     units = {"encoder": backend.wrap("encoder", wire.shared, groups.world)}
@@ -134,7 +133,7 @@ def _build(
     config: Config, shapes: dict[str, DecoderShape], device: torch.device
 ) -> tuple[Wire, EncoderTokenizer]:
     window = encoder_window(config.encoder)
-    tokenizer = EncoderTokenizer(config.encoder, config.wire, window=window)
+    tokenizer = EncoderTokenizer(config, window=window)
     wire = build_wire(config, shapes, num_lead=len(tokenizer.lead), device=device)
     return wire, tokenizer
 

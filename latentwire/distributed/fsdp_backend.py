@@ -73,6 +73,10 @@ class FsdpUnit:
     def import_state(self, state: UnitState) -> None:
         shapes = {name: parameter.shape for name, parameter in self._named.items()}
         check_fits(state, shapes, unit=self._name)
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                # A forward without a backward leaves whole weights, which the next would read.
+                part.reshard()
         with torch.no_grad():
             for name, parameter in self._named.items():
                 parameter.copy_(self._shard_like(state.weights[name], parameter))

@@ -145,6 +145,8 @@ class _Stage3:
             safe_set_local_optimizer_state(parameter, part, moment)
 
     def refresh_weights(self) -> None:
+        # A forward without a backward leaves whole weights, which the next would read.
+        self._zero.empty_partition_cache()
         for index in range(len(self.masters())):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
         # Small parameters stay whole on every rank.

@@ -30,13 +30,23 @@ class WireArm:
     """Read the wire of a different document."""
     change: Callable[[Tensor], Tensor] | None = None
     """Applied to the latents."""
+    ratio: int | None = None
+    """Encoder tokens per latent; None is the configuration's own."""
+
+    @property
+    def carries(self) -> bool:
+        """Whether it is the example's own wire, as it is."""
+        return not self.wrong and self.change is None
 
 
 Arm = TextArm | WireArm
 
+LATENT = WireArm(name="latent")
+"""The wire as it is trained."""
+
 ARMS: tuple[Arm, ...] = (
     TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),
-    WireArm(name="latent"),
+    LATENT,
     TextArm(
         name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")
     ),
@@ -47,6 +57,11 @@ ARMS: tuple[Arm, ...] = (
     WireArm(name="wrong_wire", wrong=True),
     WireArm(name="zero_wire", change=zero),
 )
+
+
+def arms_of(ratios: Sequence[int]) -> tuple[Arm, ...]:
+    """All arms, and the wire at further ratios, as ``latent@<ratio>``."""
+    return (*ARMS, *(WireArm(name=f"{LATENT.name}@{ratio}", ratio=ratio) for ratio in ratios))
 
 
 def names(arms: Sequence[Arm] = ARMS) -> list[str]:

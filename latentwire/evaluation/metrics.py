@@ -151,6 +151,9 @@ def arm_scores(predictions: Sequence[Prediction], *, seed: int = 0) -> dict[str,
         "num_examples": len(ordered),
         "num_distinct": len({item.prediction for item in ordered}),
     }
+    compression = _compression(ordered)
+    if compression is not None:
+        scores["compression_tokens"] = compression
     by_kind: dict[str, list[float]] = {}
     for item, value in zip(ordered, em, strict=True):
         by_kind.setdefault(item.kind, []).append(value)
@@ -182,7 +185,7 @@ def summarize(
         }
         result["decoders"][decoder] = {
             "arms": scores,
-            "compression_tokens": _compression(cells.get((decoder, "latent"), {})),
+            "compression_tokens": scores.get("latent", {}).get("compression_tokens"),
             "normalised_em": _normalised(scores, "em"),
             "normalised_f1": _normalised(scores, "f1"),
         }
@@ -203,10 +206,10 @@ def summarize(
     return result
 
 
-def _compression(latent: dict[int, Prediction]) -> float | None:
+def _compression(latent: Sequence[Prediction]) -> float | None:
     ratios = [
         item.context_tokens / item.wire_positions
-        for item in latent.values()
+        for item in latent
         if item.context_tokens is not None and item.wire_positions
     ]
     return _mean(ratios) if ratios else None

@@ -1,4 +1,4 @@
-"""Stage C: every arm on every decoder over the held-out examples, on all ranks together."""
+"""An evaluation: arms on every decoder over held-out examples, on all ranks together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -8,21 +8,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
-from latentwire.data.loader import GlobalBatch, decoder_batch, global_batch, text_batch
+from latentwire.data.loader import GlobalBatch, global_batch
 from latentwire.data.sampler import Sampler
 from latentwire.data.sources import DataSource
-from latentwire.decoders.generation import greedy
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import gather_json
 from latentwire.distributed.topology import eval_batch_size
 from latentwire.evaluation.arms import ARMS, Arm, WireArm, names
 from latentwire.evaluation.metrics import Prediction, summarize
-from latentwire.objectives.tokens import token_losses
+from latentwire.evaluation.reading import prediction, read_text, read_wire
 from latentwire.wire.controls import wrong_texts
-
-_BF16_BYTES = 2
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -43,13 +39,20 @@ def held_out(source: DataSource, *, seed: int, samples: int) -> list[Example]:
 
 
 def evaluate(
-    job: Job, examples: Sequence[Example], *, stop: Callable[[], str] = lambda: ""
+    job: Job,
+    examples: Sequence[Example],
+    *,
+    arms: Sequence[Arm] = ARMS,
+    description: str = "stage C",
+    stop: Callable[[], str] = lambda: "",
 ) -> tuple[dict[str, Any], list[Prediction]] | None:
-    """Runs all arms and scores them.
+    """Runs the arms and scores them; the wire is left in evaluation mode.
 
     Every group splits the same batches over its ranks. All ranks must call.
 
     Args:
+        arms: the same on every rank; tables follow their order.
+        description: what the progress bar calls it.
         stop: asked before each batch for a reason to stop; the same answer on every rank.
 
     Returns:
@@ -57,21 +60,25 @@ def evaluate(
 
     Raises:
         Interrupted: ``stop`` gave a reason.
+        ValueError: an arm reads a wrong wire, and all examples have the same text.
     """
     world = job.groups.world
-    wrong = wrong_texts(
-        [job.any_prompts.slot_text(example) for example in examples], seed=job.config.run.seed
-    )
+    wrong: dict[str, str] = {}
+    if any(_is_wrong(arm) for arm in arms):
+        slots = [job.any_prompts.slot_text(example) for example in examples]
+        wrong = wrong_texts(slots, seed=job.config.run.seed)
     contexts = dict.fromkeys(example.context for example in examples)
     documents = {context: index for index, context in enumerate(contexts)}
     predictions: list[Prediction] = []
     job.wire.eval()
     batches = list(_batches(job, examples))
     with torch.no_grad():
-        for indices, batch_examples in tqdm(batches, desc="stage C", disable=_quiet(job)):
+        # Under another bar it goes when it is done.
+        bar = tqdm(batches, desc=description, leave=None, disable=_quiet(job))
+        for indices, batch_examples in bar:
             if reason := stop():
                 raise Interrupted(reason)
-            predictions += _predict(job, indices, batch_examples, wrong, documents)
+            predictions += _predict(job, indices, batch_examples, arms, wrong, documents)
     gathered = gather_json([asdict(prediction) for prediction in predictions], world)
     if gathered is None:
         return None
@@ -81,10 +88,14 @@ def evaluate(
         for row in rows
     ]
     decoders = [spec.decoder for spec in job.groups.topology.groups]
-    order = {name: index for index, name in enumerate(names())}
+    order = {name: index for index, name in enumerate(names(arms))}
     every.sort(key=lambda p: (p.example, decoders.index(p.decoder), order[p.arm]))
-    metrics = summarize(every, decoders=decoders, arms=names(), seed=job.config.run.seed)
+    metrics = summarize(every, decoders=decoders, arms=names(arms), seed=job.config.run.seed)
     return metrics, every
+
+
+def _is_wrong(arm: Arm) -> bool:
+    return isinstance(arm, WireArm) and arm.wrong
 
 
 def _quiet(job: Job) -> bool | None:
@@ -105,13 +116,19 @@ def _predict(
     job: Job,
     indices: list[int],
     examples: tuple[Example, ...],
+    arms: Sequence[Arm],
     wrong: dict[str, str],
     documents: dict[str, int],
 ) -> list[Prediction]:
-    batch = global_batch(examples, job.any_prompts)
-    own = (batch, job.latents(batch))
-    other = global_batch(examples, job.any_prompts, replace=wrong)
-    swapped = (other, job.latents(other))
+    wires: dict[tuple[bool, int | None], tuple[GlobalBatch, Tensor]] = {}
+    for arm in arms:
+        # Text that is cut to a wire's length asks for the wire's, too.
+        key = (arm.wrong, arm.ratio) if isinstance(arm, WireArm) else (False, None)
+        if key not in wires:
+            is_wrong, ratio = key
+            replace = wrong if is_wrong else None
+            batch = global_batch(examples, job.any_prompts, replace=replace, ratio=ratio)
+            wires[key] = (batch, job.latents(batch))
     found = []
     for name in job.decoders:
         group = job.groups.decoder(name)
@@ -119,126 +136,21 @@ def _predict(
         part = range(group.rank * size, (group.rank + 1) * size)
         # What fills up the last batch repeats an index and is not counted.
         counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
-        for arm in ARMS:
+        for arm in arms:
             if isinstance(arm, WireArm):
-                scored = _read_wire(job, name, arm, *(swapped if arm.wrong else own))
+                read = read_wire(job, name, arm, *wires[arm.wrong, arm.ratio])
             else:
-                scored = _read_text(job, name, arm, batch, part)
-            texts, losses, first, top5 = scored
-            for i in counted:
-                row = i - part.start
-                found.append(
-                    _prediction(
-                        job,
-                        name,
-                        arm,
-                        index=indices[i],
-                        document=documents[examples[i].context],
-                        example=examples[i],
-                        text=texts[row],
-                        nll=losses[row],
-                        first=first[row],
-                        top5=top5[row],
-                    )
+                read = read_text(job, name, arm, wires[False, None][0], part)
+            found += [
+                prediction(
+                    job,
+                    name,
+                    arm,
+                    read[i - part.start],
+                    index=indices[i],
+                    document=documents[examples[i].context],
+                    example=examples[i],
                 )
+                for i in counted
+            ]
     return found
-
-
-_Scored = tuple[list[str], list[list[float]], list[bool], list[bool]]
-
-
-def _read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor) -> _Scored:
-    group, prompts = job.groups.decoder(name), job.prompts[name]
-    asked, answered = (
-        decoder_batch(
-            batch,
-            prompts,
-            job.tokenizer,
-            part=group.rank,
-            num_parts=group.size,
-            answers=answers,
-        )
-        for answers in (False, True)
-    )
-    if arm.change is not None:
-        latents = arm.change(latents)
-    soft = job.soft_prompt(name, latents, asked)
-    return _score(job, name, asked.latents_prompt, answered.latents_prompt, soft)
-
-
-def _read_text(job: Job, name: str, arm: Arm, batch: GlobalBatch, part: range) -> _Scored:
-    assert not isinstance(arm, WireArm)
-    prompts = job.prompts[name]
-    tokens = [
-        arm.prompt(prompts, batch.examples[i], _positions(job, batch.texts[batch.text_of[i]]))
-        for i in part
-    ]
-    asked = text_batch(tokens, pad=prompts.pad, answers=False)
-    return _score(job, name, asked, text_batch(tokens, pad=prompts.pad), None)
-
-
-def _positions(job: Job, text: str) -> int:
-    """Positions a decoder reads for the wire of ``text``: its latents, begin and end."""
-    return job.tokenizer.num_latents(text) + 2
-
-
-def _score(
-    job: Job, name: str, asked: PromptBatch, answered: PromptBatch, soft: Tensor | None
-) -> _Scored:
-    decoder, prompts = job.decoders[name], job.prompts[name]
-    generated = greedy(
-        decoder,
-        asked.to(job.device),
-        eos=prompts.eos,
-        max_new_tokens=job.config.eval.max_new_tokens,
-        soft=soft,
-    )
-    answered = answered.to(job.device)
-    logits = decoder.answer_logits(answered, soft)
-    losses = token_losses(logits, answered.targets).cpu()
-    starts = answered.target_place == 0
-    best = logits[starts].topk(min(5, logits.shape[-1]), dim=-1).indices
-    hits = (best == answered.targets[starts][:, None]).cpu()
-    lengths = answered.target_mask.sum(1).tolist()
-    return (
-        [prompts.decode(row) for row in generated.tolist()],
-        [part.tolist() for part in losses.split(lengths)],
-        hits[:, 0].tolist(),
-        hits.any(1).tolist(),
-    )
-
-
-def _prediction(
-    job: Job,
-    name: str,
-    arm: Arm,
-    *,
-    index: int,
-    document: int,
-    example: Example,
-    text: str,
-    nll: list[float],
-    first: bool,
-    top5: bool,
-) -> Prediction:
-    latent = arm.name == "latent"
-    slot = job.prompts[name].slot_text(example)
-    num_latents = job.tokenizer.num_latents(slot)
-    return Prediction(
-        example=index,
-        document=document,
-        decoder=name,
-        arm=arm.name,
-        kind=example.kind,
-        question=example.question,
-        answers=example.answers,
-        prediction=text,
-        nll_sum=sum(nll),
-        num_tokens=len(nll),
-        first_correct=first,
-        first_in_top5=top5,
-        context_tokens=job.prompts[name].num_context_tokens(example) if latent else None,
-        wire_positions=_positions(job, slot) if latent else None,
-        wire_bytes=num_latents * job.config.wire.d_z * _BF16_BYTES if latent else None,
-        text_bytes=len(example.context.encode()) if latent else None,
-    )

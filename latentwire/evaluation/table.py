@@ -25,9 +25,21 @@ def result_table(metrics: dict[str, Any]) -> str:
             f"normalised F1 {_number(decoder['normalised_f1'])}, "
             f"compression {_number(decoder['compression_tokens'], 2)}x in tokens"
         )
+        lines += [
+            f"  {arm}: compression {_number(scores['compression_tokens'], 2)}x in tokens"
+            for arm, scores in decoder["arms"].items()
+            if arm.startswith("latent@")
+        ]
+        if "gist" in decoder:
+            gist = decoder["gist"]
+            lines.append(
+                f"  gist NLL {gist['nll']:.3f} a token, {gist['accuracy']:.3f} right; by frequency "
+                f"alone {gist['unigram_nll']:.3f}, by the mean embedding "
+                f"{gist['mean_embedding_nll']:.3f}"
+            )
     lines.append(
-        f"{metrics['num_examples']} examples; wire {metrics['wire_bytes']:.0f} bytes at bf16, "
-        f"text {metrics['text_bytes']:.0f} bytes"
+        f"{metrics['num_examples']} examples; wire {_number(metrics['wire_bytes'], 0)} bytes at "
+        f"bf16, text {_number(metrics['text_bytes'], 0)} bytes"
     )
     return "\n".join(lines)
 

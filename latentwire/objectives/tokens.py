@@ -4,13 +4,16 @@ Each is a sum over this rank's positions; dividing by the positions of the whole
 caller's, so that the objective is the same in every layout.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from latentwire.objectives.precision import in_float
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each supervised position in nats: [n, vocabulary], [n] -> [n]."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+    return F.cross_entropy(in_float(logits), targets, reduction="none")
 
 
 def tf(losses: Tensor) -> Tensor:
@@ -26,6 +29,16 @@ def first(losses: Tensor, place: Tensor) -> Tensor:
 def kce(losses: Tensor, place: Tensor, *, k: int) -> Tensor:
     """Cross-entropy summed over the first ``k`` tokens of each answer."""
     return (losses * (place < k)).sum()
+
+
+def within(place: Tensor, positions: int) -> Tensor:
+    """Which positions [n] are among the first ``positions`` of their answer; 0 takes all."""
+    return place < positions if positions else torch.ones_like(place, dtype=torch.bool)
+
+
+def num_within(place: Tensor, positions: int) -> Tensor:
+    """How many they are: what a sum over the first ``positions`` of each answer divides by."""
+    return within(place, positions).sum()
 
 
 def num_first_right(logits: Tensor, targets: Tensor, place: Tensor) -> Tensor:

@@ -97,14 +97,17 @@ def _bad_gradients(job: Job, plan: StepPlan) -> dict[str, list[str]]:
     """Objectives whose gradient at this rank's soft prompts is not finite, by decoder."""
     found: dict[str, list[str]] = {}
     for examples in plan.micro_batches(job.config.train.accumulation):
-        batch = global_batch(examples, job.any_prompts, mixed=plan.mixed)
+        batch = global_batch(examples, job.any_prompts, draws=plan.draws)
         with torch.no_grad():
             latents = job.latents(batch)
         for name, own in job.parts(batch):
             with torch.no_grad():
-                soft = job.soft_prompt(name, latents, own)
-            measured = measure(job, name, batch, own, soft.requires_grad_())
-            norms = objective_norms(plan.trained(measured.sums), measured.soft)
+                wire = job.inject(name, latents, own)
+            for end in wire.ends:
+                end.requires_grad_()
+            names = plan.trained(dict.fromkeys(plan.weights))
+            measured = measure(job, name, batch, own, wire, names=names, k=plan.k)
+            norms = objective_norms(plan.trained(measured.sums), measured.wire.ends)
             bad = [key for key, norm in norms.items() if not torch.isfinite(norm)]
             if bad:
                 found.setdefault(name, []).extend(bad)

@@ -31,9 +31,19 @@ from latentwire.diagnostics.stream import is_stream
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
+from latentwire.training.held_out import held_out_problems
+from latentwire.training.prompt_checks import prompt_problems, sample_examples
 from latentwire.training.status import FILES
 
-_EVALUATION_KEYS = ("eval.", "data.", "train.", "optim.", "objectives.", "precision")
+_EVALUATION_KEYS = (
+    "eval.",
+    "data.",
+    "train.",
+    "validation.",
+    "optim.",
+    "objectives.",
+    "precision",
+)
 """What an evaluation may set differently from the run that trained the wire."""
 
 
@@ -84,10 +94,17 @@ def preflight(
     problems += _extra_problems(config)
     span = config.objectives if config.objectives.span > 0 else None
     problems += model_problems("encoder", config.encoder, span)
-    for name, decoder in config.decoders.items():
-        problems += model_problems(f"decoders.{name}", decoder, span)
     data = config.data
-    problems += check_source(source=data.source, path=data.path, seed=config.run.seed)
+    data_problems = check_source(
+        source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
+    )
+    examples = [] if data_problems else sample_examples(config)
+    for name, decoder in config.decoders.items():
+        found = model_problems(f"decoders.{name}", decoder, span)
+        if not any(problem.startswith(f"decoders.{name}.model:") for problem in found):
+            found += prompt_problems(config, name, examples)
+        problems += found
+    problems += data_problems or held_out_problems(config, evaluation=evaluation)
     problems += _folder_problems(
         {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     )
@@ -231,8 +248,6 @@ def _loading_problems(
                 f"objectives.span_layer: {span.span_layer}, but {key}.model has {num_layers} "
                 f"layers; use at most {num_layers}"
             )
-        if settings.chat and not tokenizer.chat_template:
-            found.append(f"{key}.chat: true, but the tokenizer has no chat template; use false")
     return found
 
 

@@ -7,14 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from latentwire.config import OBJECTIVES
 from latentwire.diagnostics.gradients import objective_norms
 from latentwire.distributed.assembly import Job
-from latentwire.training.objectives import Measured
+from latentwire.training.objectives import Measured, wanted
 from latentwire.training.stages import StepPlan
 
-_REDUCED = ("tf", "first", "kce", "kd", "span", "first_acc")
-KEEP_PROB = 1.0
-"""Share of latents that are kept: all of them, as long as there is no latent dropout."""
+_REDUCED = (*OBJECTIVES, "first_acc")
 
 
 class StepRecord:
@@ -22,10 +21,16 @@ class StepRecord:
 
     Args:
         counts: per hosted decoder, what each objective is divided by.
+        balancing: the step's gradient norms are wanted for more than the record.
     """
 
     def __init__(
-        self, job: Job, plan: StepPlan, *, counts: Mapping[str, Mapping[str, int]]
+        self,
+        job: Job,
+        plan: StepPlan,
+        *,
+        counts: Mapping[str, Mapping[str, int]],
+        balancing: bool = False,
     ) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
@@ -36,7 +41,10 @@ class StepRecord:
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
         # On these steps every objective is measured, whatever its weight.
-        self.with_norms = bool(interval) and plan.step % interval == 0
+        self._balancing = balancing
+        self.with_norms = balancing or (bool(interval) and plan.step % interval == 0)
+        self.names = wanted(job.config, with_norms=self.with_norms)
+        """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
         at_interval = plan.step % diagnostics.log_interval == 0
         self.is_logged = self.with_norms or at_interval or plan.is_last
@@ -51,7 +59,7 @@ class StepRecord:
         """Takes one micro-batch of one decoder; returns its objectives, normalised over the
         whole global batch."""
         counts = self._counts[name]
-        normalised = {key: value / counts[key] for key, value in measured.sums.items()}
+        normalised = {key: value / max(1, counts[key]) for key, value in measured.sums.items()}
         sums = self._sums[name]
         for key, value in normalised.items():
             sums[key] = sums.get(key, 0) + value.detach()
@@ -60,7 +68,10 @@ class StepRecord:
         self._num_tokens[name] += measured.num_tokens
         if self.with_norms:
             squares = self._squares[name]
-            for key, value in objective_norms(normalised, measured.soft).items():
+            components = self._job.config.diagnostics.grad_diag_components
+            named = components if components and not self._balancing else normalised
+            asked = {key: value for key, value in normalised.items() if key in named}
+            for key, value in objective_norms(asked, measured.wire.ends).items():
                 squares[key] = squares.get(key, 0) + value.square()
         return normalised
 
@@ -68,6 +79,14 @@ class StepRecord:
         """Takes the step's global gradient norm, whether it was skipped, and its duration."""
         self._norm, self._skipped, self._seconds = norm, skipped, seconds
         self.is_logged = self.is_logged or skipped
+
+    def grad_squares(self) -> dict[str, float]:
+        """Squared gradient norms by objective, over the decoders this rank hosts."""
+        found: dict[str, float] = {}
+        for squares in self._squares.values():
+            for key, square in squares.items():
+                found[key] = found.get(key, 0.0) + float(square)
+        return found
 
     def bad_objectives(self) -> dict[str, list[str]]:
         """Trained objectives of this rank that are not finite, by decoder."""
@@ -98,17 +117,17 @@ class StepRecord:
             **{key: values[key] if key in sums else None for key in _REDUCED},
             "tf_local": local["tf"] * self._counts[name]["tf"] / max(1, own_tokens),
             "num_tokens_local": own_tokens,
-            "keep_prob": KEEP_PROB,
-            "K": job.config.objectives.k,
+            "keep_prob": self._plan.draws.keep_prob,
+            "text_share": self._plan.draws.text_share,
+            "K": self._plan.k,
         }
         for key, square in self._squares[name].items():
             row[f"grad_{key}"] = float(square.sqrt())
         return row | {
             "grad_norm": float(self._norm),
             "skipped": self._skipped,
-            "weight_span": self._plan.weights["span"],
-            "lr_encoder": self._plan.rates["encoder"],
-            "lr_adapter": self._plan.rates["adapter"],
+            **{f"weight_{key}": self._plan.weights[key] for key in ("first", "span")},
+            **{f"lr_{group}": rate for group, rate in self._plan.rates.items()},
             "num_examples": len(self._plan.examples),
             "sec_per_step": round(self._seconds, 6),
         }

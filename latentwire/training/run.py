@@ -5,25 +5,30 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from latentwire import config_file
-from latentwire.checkpointing import state
-from latentwire.checkpointing.commit import STAGES, Step, newest
+from latentwire.checkpointing import best, state
+from latentwire.checkpointing.commit import STAGES
+from latentwire.checkpointing.state import Place
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.messages import barrier, broadcast_json
+from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
+from latentwire.objectives.balance import Balance
+from latentwire.training import resume
+from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
+from latentwire.training.resume import Checkpoint
 from latentwire.training.run_folder import PROGRESS, log_to, prepare
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import (
-    draw_held_out,
     evaluate_into_folder,
     open_source_for,
     print_result,
@@ -32,6 +37,7 @@ from latentwire.training.stage_c import (
 from latentwire.training.stages import Stage
 from latentwire.training.status import FILES, write_status
 from latentwire.training.trainer import Trainer
+from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger(PROGRESS)
@@ -53,55 +59,78 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
     process_groups.start(device, timeout=config.distributed.timeout)
     groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
     with StopRequest() as stop:
-        resume = _open_folder(plan, groups, wipe=wipe)
+        _open_folder(plan, groups, wipe=wipe)
+        found = resume.agreed_newest(plan, groups)
+        step, place = found or (None, None)
+        standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
-        if _finished(plan, stages, resume):
+        checkpoint = resume.chosen(plan, step, standing.best)
+        if resume.agreed_finished(plan, groups, stages, place, checkpoint):
             return _show_finished(plan, groups)
-        examples = draw_held_out(plan)
+        validated, examples = draw_validation(config), draw_evaluation(config)
+        if groups.rank == 0:
+            _warn_of_shared(validated, examples)
         job = assemble(config, groups)
         _report_units(job)
-        place = _restore(resume, job)
-        stream = DiagnosticsStream(plan.diagnostics, run=config.run.tag, world=groups.world)
-        stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
-        reason = _train_stages(plan, job, stages, place, stream, stop)
+        if step is not None:
+            state.restore(step, job.units)
+            log.info("resumed from %s", step.path)
+        validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
+        validator = Validator(job, validated, stream=validation, standing=standing)
+        reason = _train_stages(plan, job, stages, place, validator, stop)
         if reason:
             return _stopped(plan, groups, reason)
-        step = _agreed_newest(plan, groups)
-        return _evaluate(plan, job, examples, step, stop)
+        return _evaluate(plan, job, examples, _load_chosen(plan, job, validator), stop)
 
 
 def evaluate_only(plan: Plan) -> Outcome:
-    """Runs Stage C on the newest checkpoint of an existing run. Every rank calls it."""
+    """Runs Stage C on a checkpoint of an existing run. Every rank calls it."""
     config = plan.config
     device = process_groups.pick_device()
     process_groups.start(device, timeout=config.distributed.timeout)
     groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
-    step = _agreed_newest(plan, groups)
-    if step is None:
+    found = resume.agreed_newest(plan, groups)
+    if found is None:
         raise ConfigError(
             [f"run.tag: '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it"]
         )
-    examples = draw_held_out(plan)
+    step, place = found
+    examples = draw_evaluation(config)
+    checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
     job = assemble(config, groups)
-    state.restore(step, job.units, with_optimizer=False)
-    log.info("loaded %s", step.path)
+    _load(checkpoint, job)
     with StopRequest() as stop:
-        return _evaluate(plan, job, examples, step, stop)
+        return _evaluate(plan, job, examples, checkpoint, stop)
+
+
+def _load_chosen(plan: Plan, job: Job, validator: Validator) -> Checkpoint:
+    """Puts the checkpoint that is evaluated into the units, unless they hold it already."""
+    found = resume.agreed_newest(plan, job.groups)
+    last = found[0] if found else None
+    checkpoint = resume.chosen(plan, last, validator.standing.best)
+    if checkpoint.step != last:
+        _load(checkpoint, job)
+    return checkpoint
+
+
+def _load(checkpoint: Checkpoint, job: Job) -> None:
+    assert checkpoint.step is not None
+    state.restore(checkpoint.step, job.units, with_optimizer=False)
+    log.info("loaded %s", checkpoint.step.path)
 
 
 def _evaluate(
-    plan: Plan, job: Job, examples: Sequence[Example], step: Step | None, stop: StopRequest
+    plan: Plan, job: Job, examples: Sequence[Example], checkpoint: Checkpoint, stop: StopRequest
 ) -> Outcome:
     try:
-        evaluate_into_folder(plan, job, examples, step=step, stop=stop)
+        evaluate_into_folder(plan, job, examples, checkpoint=checkpoint, stop=stop)
     except Interrupted as request:
         return _stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
 
 
-def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> Step | None:
-    """Prepares the run's folder and agrees on the checkpoint to resume from."""
+def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> None:
     if groups.rank == 0:
         prepare(plan, wipe=wipe)
         write_status(plan.run_folder, state="running", diagnostics=plan.diagnostics)
@@ -109,32 +138,15 @@ def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> Step | Non
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
     log.info("run '%s' in %s", plan.config.run.tag, plan.run_folder)
     log.info("%s", plan.topology.table())
-    return _agreed_newest(plan, groups)
 
 
-def _agreed_newest(plan: Plan, groups: ProcessGroups) -> Step | None:
-    # Rank 0 decides: on a network file system another rank may see another listing.
-    step = newest(plan.checkpoint_folder) if groups.rank == 0 else None
-    found = broadcast_json(None if step is None else [step.stage, step.number], groups.world)
-    if found is None:
-        return None
-    stage, number = found
-    path = plan.checkpoint_folder / f"stage{stage}" / f"step-{number:08d}"
-    return Step(path=path, stage=stage, number=number)
-
-
-def _finished(plan: Plan, stages: Sequence[Stage], newest_step: Step | None) -> bool:
-    """Whether metrics exist for the last step that this command would train."""
-    try:
-        metrics = json.loads((plan.run_folder / FILES["metrics"]).read_text(encoding="utf-8"))
-        evaluated = metrics["checkpoint"]
-    except (OSError, ValueError, KeyError):
-        return False
-    last = [stage for stage in stages if stage.num_steps]
-    wanted = (last[-1].name, last[-1].num_steps) if last else None
-    there = (newest_step.stage, newest_step.number) if newest_step else None
-    at = (evaluated["stage"], evaluated["step"])
-    return at == there and (wanted is None or at == wanted)
+def _open_stream(
+    plan: Plan, groups: ProcessGroups, path: Path, place: Place | None
+) -> DiagnosticsStream:
+    """A file of rows as it was at ``place``; what came after it is trained anew."""
+    stream = DiagnosticsStream(path, run=plan.config.run.tag, world=groups.world)
+    stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
+    return stream
 
 
 def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:
@@ -157,35 +169,41 @@ def _report_state(job: Job) -> None:
     log.info("optimizer state on this rank (fp32 weights, both moments): %s", parts)
 
 
-def _restore(step: Step | None, job: Job) -> state.Place | None:
-    if step is None:
-        return None
-    place = state.restore(step, job.units)
-    log.info("resumed from %s", step.path)
-    return place
+def _warn_of_shared(validated: Sequence[Example], evaluated: Sequence[Example]) -> None:
+    if shared := num_shared_documents(validated, evaluated):
+        log.warning(
+            "%d documents of Stage C are validated on too: the best checkpoint is chosen on them",
+            shared,
+        )
 
 
 def _train_stages(
     plan: Plan,
     job: Job,
     stages: Sequence[Stage],
-    place: state.Place | None,
-    stream: DiagnosticsStream,
+    place: Place | None,
+    validator: Validator,
     stop: StopRequest,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
     config, world = plan.config, job.groups.world
     tree = config_file.to_tree(config)
+    stream = _open_stream(plan, job.groups, plan.diagnostics, place)
 
     def save(stage: str, step: int) -> None:
-        at = state.Place(
+        at = Place(
             stage=stage,
             step=step,
             samples=step * config.train.stage_batch_size(stage),
             num_skipped=trainer.guard.num_skipped,
+            validation=validator.standing,
+            balance=trainer.auto_weights.balance.state(),
         )
         if state.save(plan.checkpoint_folder, at, job.units, tree, world=world):
             log.info("stage %s: saved step %d", stage, step)
+        found = validator.standing.best
+        if world.rank == 0 and found is not None and (found.stage, found.step) == (stage, step):
+            best.publish_best(plan.checkpoint_folder, found, metric=config.validation.metric)
 
     def record(step: StepRecord) -> None:
         if not step.is_logged:
@@ -201,10 +219,16 @@ def _train_stages(
             )
             write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
 
-    num_skipped = place.num_skipped if place else 0
-    trainer = Trainer(job, record=record, save=save, num_skipped=num_skipped)
+    trainer = Trainer(
+        job,
+        record=record,
+        save=save,
+        validate=validator.after_step,
+        num_skipped=place.num_skipped if place else 0,
+        balance=Balance.from_state(place.balance if place else {}),
+    )
     for stage in stages:
-        done = _steps_done(stage.name, place)
+        done = resume.steps_done(plan, stage.name, place)
         if done >= stage.num_steps:
             continue
         log.info("stage %s: steps %d to %d", stage.name, done + 1, stage.num_steps)
@@ -218,13 +242,6 @@ def _train_stages(
         if reason:
             return reason
     return ""
-
-
-def _steps_done(stage: str, place: state.Place | None) -> int:
-    if place is None or STAGES.index(stage) > STAGES.index(place.stage):
-        return 0
-    # A run that reached Stage B has left Stage A behind, whatever A's length says now.
-    return place.step if stage == place.stage else 1 << 62
 
 
 def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Stage C inside a run: draws the held-out examples, evaluates, and writes what was found."""
+"""Stage C inside a run: evaluates a checkpoint on held-out examples and writes what was found."""
 
 import dataclasses
 import json
@@ -7,68 +7,81 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from latentwire.checkpointing.commit import Step
-from latentwire.config import ConfigError
 from latentwire.data.example import Example
-from latentwire.data.sources import DataSource, Split, open_source
+from latentwire.data.sources import DataSource, Split
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import barrier
+from latentwire.evaluation.arms import arms_of
+from latentwire.evaluation.gist import gist_scores
 from latentwire.evaluation.metrics import Prediction
-from latentwire.evaluation.runner import evaluate, held_out
+from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
+from latentwire.training.held_out import open_split
 from latentwire.training.preflight import Plan
+from latentwire.training.resume import Checkpoint
 from latentwire.training.signals import StopRequest
 from latentwire.training.status import FILES, write_status
 
 log = logging.getLogger(__name__)
 
+_COUNTED_DOCUMENTS = 256
+"""Training documents whose tokens the gist's baselines count."""
+
 
 def open_source_for(plan: Plan, split: Split) -> DataSource:
     """One split of the run's data."""
-    data = plan.config.data
-    return open_source(source=data.source, path=data.path, split=split, seed=plan.config.run.seed)
-
-
-def draw_held_out(plan: Plan) -> list[Example]:
-    """The examples of Stage C, drawn before training so that a poor choice shows at once."""
-    config = plan.config
-    source = open_source_for(plan, config.eval.split)
-    examples = held_out(source, seed=config.run.seed, samples=config.eval.samples)
-    if len({example.context for example in examples}) < 2:
-        raise ConfigError(
-            [
-                f"eval.samples: {config.eval.samples} draws only one document of the "
-                f"{config.eval.split} split, and the wrong-wire control needs two; use more"
-            ]
-        )
-    return examples
+    return open_split(plan.config, split)
 
 
 def evaluate_into_folder(
-    plan: Plan, job: Job, examples: Sequence[Example], *, step: Step | None, stop: StopRequest
+    plan: Plan,
+    job: Job,
+    examples: Sequence[Example],
+    *,
+    checkpoint: Checkpoint,
+    stop: StopRequest,
 ) -> None:
     """Evaluates the wire as it stands and writes metrics and predictions. All ranks call.
 
     Args:
-        step: the checkpoint that holds this wire.
+        checkpoint: the one that holds this wire.
 
     Raises:
         Interrupted: ``stop`` was asked for; nothing was written.
     """
     config = plan.config
-    log.info("stage C: %d %s examples", len(examples), config.eval.split)
-    result = evaluate(job, examples, stop=lambda: stop.agreed(job.groups.world))
+    log.info(
+        "stage C: %d %s examples, %s",
+        len(examples),
+        config.eval.split,
+        _name(checkpoint.describe()),
+    )
+    result = evaluate(
+        job,
+        examples,
+        arms=arms_of(config.eval.ratios),
+        stop=lambda: stop.agreed(job.groups.world),
+    )
+    gists = _gists(plan, job, examples) if config.gist.use_gist_head else None
     warn_of_cuts(job, "stage C")
     if result is not None:
         metrics, predictions = result
-        metrics["checkpoint"] = (
-            {"stage": step.stage, "step": step.number} if step else {"stage": None, "step": 0}
-        )
+        metrics["checkpoint"] = checkpoint.describe()
         metrics["split"] = config.eval.split
+        for name, scores in (gists or {}).items():
+            metrics["decoders"][name]["gist"] = scores
         _write_results(plan, metrics, predictions)
         print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)
     barrier(job.groups.world)
+
+
+def _gists(plan: Plan, job: Job, examples: Sequence[Example]) -> dict[str, dict[str, float]] | None:
+    source = open_source_for(plan, "train")
+    step = -(-source.num_documents // _COUNTED_DOCUMENTS)
+    documents = (source.examples(number) for number in range(0, source.num_documents, step))
+    texts = [job.any_prompts.slot_text(questions[0]) for questions in documents if questions]
+    return gist_scores(job, examples, trained_on=texts)
 
 
 def warn_of_cuts(job: Job, when: str) -> None:
@@ -86,6 +99,15 @@ def warn_of_cuts(job: Job, when: str) -> None:
         cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
             prompts.cut_answers
         )
+        if prompts.merged_answers:
+            log.warning(
+                "%s: %d answers that the tokenizer of '%s' would merge with data.anchor were "
+                "tokenized by themselves",
+                when,
+                len(prompts.merged_answers),
+                name,
+            )
+            prompts.merged_answers.clear()
     for what, found in cuts.items():
         if found:
             log.warning("%s: cut %d %s", when, len(found), what)
@@ -107,5 +129,13 @@ def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Pr
 
 def print_result(plan: Plan, metrics: dict[str, Any]) -> None:
     """The table, and where the files are."""
-    log.info("\n%s\n", result_table(metrics))
+    log.info("\n%s\n%s\n", result_table(metrics), _name(metrics["checkpoint"]))
     log.info("files in %s, checkpoints in %s", plan.run_folder, plan.checkpoint_folder)
+
+
+def _name(checkpoint: dict[str, Any]) -> str:
+    if checkpoint["stage"] is None:
+        return "the wire as it was made"
+    # Runs evaluated before there was a best one have the last.
+    which = checkpoint.get("which", "last")
+    return f"the {which} checkpoint: stage {checkpoint['stage']} step {checkpoint['step']}"

@@ -1,18 +1,20 @@
 """What Stages A and B are: their length, their sample order, and what each step does."""
 
+import hashlib
 import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TypeVar
 
 from latentwire.config import Config
+from latentwire.data.draws import StepDraws
 from latentwire.data.example import Example
-from latentwire.data.loader import MixedSplit
 from latentwire.data.sampler import Sampler
 from latentwire.data.sources import DataSource
 from latentwire.objectives import schedules
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +24,31 @@ class StepPlan:
     stage: str
     step: int
     examples: tuple[Example, ...]
-    mixed: MixedSplit | None
+    draws: StepDraws
     rates: dict[str, float]
     """Learning rate by parameter group."""
     weights: dict[str, float]
     """Weight of each objective."""
+    k: int
+    """Answer tokens under ``kce``."""
     is_last: bool
     """Whether the stage ends with this step."""
 
     @property
     def mode(self) -> str:
-        return "latent" if self.mixed is None else "mixed"
+        return "latent" if self.draws.text_share is None else "mixed"
+
+    def dropout_seed(self, rank: int) -> int:
+        """Seeds torch's own generator; each rank has its own examples and its own mask."""
+        digest = hashlib.sha256(f"{self.draws.seed}/dropout/{rank}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
     def micro_batches(self, number: int) -> list[tuple[Example, ...]]:
         """The examples in ``number`` equal parts."""
         size = len(self.examples) // number
         return [self.examples[part * size : (part + 1) * size] for part in range(number)]
 
-    def trained(self, objectives: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def trained(self, objectives: Mapping[str, T]) -> dict[str, T]:
         """Those objectives that this step trains; others are only measured."""
         return {name: value for name, value in objectives.items() if self.weights.get(name, 0) > 0}
 
@@ -75,9 +84,10 @@ class Stage:
             stage=self.name,
             step=step,
             examples=tuple(self._source.examples(document)[q] for document, q in pairs),
-            mixed=self._mixed(step),
+            draws=self._draws(step),
             rates=self._rates(step),
             weights=self._weights(step),
+            k=self._k(step),
             is_last=step == self.num_steps,
         )
 
@@ -88,27 +98,60 @@ class Stage:
         examples = self._settings.epochs * self._sampler.num_examples
         return math.ceil(examples / self._batch_size)
 
-    def _mixed(self, step: int) -> MixedSplit | None:
+    def _draws(self, step: int) -> StepDraws:
+        settings = self._settings
+        seed = f"{self._config.run.seed}/{self.name}/{step}"
+        keep = schedules.linear(
+            step,
+            steps=self.num_steps,
+            start=settings.latent_keep_start,
+            end=settings.latent_keep_end,
+            power=settings.latent_keep_power,
+        )
+        return StepDraws(
+            seed=seed,
+            text_share=self._text_share(step, seed),
+            ratios=settings.ratios,
+            ratio_mode=settings.ratio_mode,
+            keep_prob=keep,
+        )
+
+    def _text_share(self, step: int, seed: str) -> float | None:
+        """Largest part of a context that stays text in this step; None where none does."""
         settings = self._settings
         steps = settings.warmup_text_latent_steps or self.num_steps
         prob = schedules.linear(step, steps=steps, start=settings.warmup_text_latent_prob, end=0)
-        seed = f"{self._config.run.seed}/{self.name}/{step}"
         if random.Random(f"{seed}/mode").random() >= prob:
             return None
-        share = schedules.linear(
+        return schedules.linear(
             step,
             steps=steps,
             start=settings.warmup_text_latent_share,
             end=settings.warmup_text_latent_share_end,
         )
-        return MixedSplit(seed=seed, share=share)
+
+    def _k(self, step: int) -> int:
+        objectives = self._config.objectives
+        start = objectives.k if objectives.k_start is None else objectives.k_start
+        return schedules.k_at(step, steps=self.num_steps, start=start, end=objectives.k)
 
     def _weights(self, step: int) -> dict[str, float]:
-        settings, weights = self._settings, self._config.objectives.weights
-        factor = schedules.geometric(
+        settings, objectives = self._settings, self._config.objectives
+        weights = objectives.weights
+        weights["span"] *= schedules.geometric(
             step, steps=self.num_steps, start=settings.span_start, end=settings.span_end
         )
-        return weights | {"span": factor * weights["span"]}
+        if objectives.first_peak is not None:
+            weights["first"] = schedules.first_weight(
+                step,
+                steps=self.num_steps,
+                peak=objectives.first_peak,
+                hold=objectives.first_hold,
+                base=objectives.first,
+            )
+        if not self._config.gist.use_gist_head:
+            weights["gist"] = 0.0
+        return weights
 
     def _rates(self, step: int) -> dict[str, float]:
         settings, optim = self._settings, self._config.optim
@@ -125,4 +168,5 @@ class Stage:
         return {
             "encoder": settings.lr_scale * optim.encoder_lr * encoder,
             "adapter": settings.lr_scale * optim.adapter_lr * adapter,
+            "prefix": settings.lr_scale * optim.prefix_lr * adapter,
         }

@@ -10,6 +10,7 @@ FILES = {
     "config": "config.yaml",
     "log": "pipeline.log",
     "diagnostics": "diagnostics.jsonl",
+    "validation": "validation.jsonl",
     "metrics": "metrics.json",
     "predictions": "predictions.jsonl",
     "checkpoints": "ckpt",

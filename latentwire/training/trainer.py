@@ -9,16 +9,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latentwire.data.example import Example
-from latentwire.data.loader import global_batch, supervised_counts
+from latentwire.data.loader import global_batch
+from latentwire.data.rewriting import supervised_counts
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import clip_factor, global_gradient
+from latentwire.objectives.balance import Balance
+from latentwire.training.balance import AutoWeights
 from latentwire.training.guard import Guard, NonFiniteError
 from latentwire.training.objectives import measure, weighted
 from latentwire.training.records import StepRecord
 from latentwire.training.signals import StopRequest
 from latentwire.training.stages import Stage, StepPlan
+from latentwire.training.validation import Verdict, no_validation
 
 log = logging.getLogger(__name__)
+
+_FRESH = Balance()
 
 Save = Callable[[str, int], None]
 """(stage, steps done) -> publishes a checkpoint; every rank calls it."""
@@ -31,7 +37,9 @@ class Trainer:
         job: this rank's decoders, wire and groups.
         record: called with each step's record; every rank, every step.
         save: publishes a checkpoint.
+        validate: called after each step, with whether the stage ends there; every rank.
         num_skipped: steps that the run skipped before it was resumed.
+        balance: of the objectives' weights, where the run is resumed.
     """
 
     def __init__(
@@ -40,19 +48,23 @@ class Trainer:
         *,
         record: Callable[[StepRecord], None],
         save: Save,
+        validate: Callable[..., Verdict] = no_validation,
         num_skipped: int = 0,
+        balance: Balance = _FRESH,
     ) -> None:
+        self.auto_weights = AutoWeights(job, balance=balance)
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
         self._save = save
+        self._validate = validate
 
     def run(self, stage: Stage, *, done: int, stop: StopRequest) -> str:
-        """Trains ``stage`` from step ``done`` + 1 to its end.
+        """Trains ``stage`` from step ``done`` + 1 to its end, or until validation ends it.
 
         Returns:
-            Why it ended early (``preempted`` or ``stopped``), or an empty string. Either way
-            the last step is saved.
+            Why the run stops (``preempted`` or ``stopped``), or an empty string. Either way the
+            last step is saved.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped; the last one is saved too.
@@ -60,6 +72,7 @@ class Trainer:
         config, world = self._job.config, self._job.groups.world
         self._job.wire.train()
         quiet = True if world.rank else None
+        shown: dict[str, str] = {}
         steps = range(done + 1, stage.num_steps + 1)
         bar = tqdm(
             steps, desc=f"stage {stage.name}", initial=done, total=stage.num_steps, disable=quiet
@@ -67,17 +80,20 @@ class Trainer:
         for step in bar:
             record = self.step(stage.plan(step))
             self._record(record)
-            if record.progress:
-                bar.set_postfix(record.progress)
+            is_last = step == stage.num_steps
+            verdict = self._validate(stage.name, step, is_last=is_last)
+            if record.progress or verdict.progress:
+                shown |= record.progress | verdict.progress
+                bar.set_postfix(shown)
             reason = stop.agreed(world)
             exhausted = self.guard.exhausted()
             interval = config.checkpoint.interval
-            is_due = step == stage.num_steps or (interval and step % interval == 0)
-            if is_due or reason or exhausted:
+            is_due = is_last or (interval and step % interval == 0)
+            if is_due or verdict.is_best or verdict.ends_stage or reason or exhausted:
                 self._save(stage.name, step)
             if exhausted:
                 raise NonFiniteError(exhausted)
-            if reason:
+            if reason or verdict.ends_stage:
                 bar.close()
                 return reason
         return ""
@@ -86,7 +102,11 @@ class Trainer:
         """One optimizer step over the whole global batch, or none where it is not finite."""
         job = self._job
         start = time.perf_counter()
-        record = StepRecord(job, plan, counts=self._counts(plan))
+        # Dropout, where there is any, is a function of the step, so that a resume repeats it.
+        torch.manual_seed(plan.dropout_seed(job.groups.rank))
+        balancing = self.auto_weights.is_due(plan)
+        configured, plan = plan, self.auto_weights.applied(plan)
+        record = StepRecord(job, plan, counts=self._counts(plan), balancing=balancing)
         loss = torch.zeros((), device=job.device)
         micro_batches = plan.micro_batches(job.config.train.accumulation)
         for number, examples in enumerate(micro_batches, start=1):
@@ -105,6 +125,8 @@ class Trainer:
             self.guard.skipped(plan, record, gradient)
         for unit in job.units.values():
             unit.zero_grad()
+        if balancing:
+            self.auto_weights.update(configured, record)
         record.finish(
             gradient.norm, skipped=not gradient.is_finite, seconds=time.perf_counter() - start
         )
@@ -113,12 +135,12 @@ class Trainer:
     def _forward(self, plan: StepPlan, record: StepRecord, examples: Sequence[Example]) -> Tensor:
         """The loss of a micro-batch: every hosted decoder reads its part."""
         job, config = self._job, self._job.config
-        batch = global_batch(examples, job.any_prompts, mixed=plan.mixed)
+        batch = global_batch(examples, job.any_prompts, draws=plan.draws)
         latents = job.latents(batch)
         losses = []
         for name, own in job.parts(batch):
-            soft = job.soft_prompt(name, latents, own)
-            measured = measure(job, name, batch, own, soft, with_teacher=record.with_norms)
+            wire = job.inject(name, latents, own)
+            measured = measure(job, name, batch, own, wire, names=record.names, k=plan.k)
             normalised = record.add(name, measured)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.
@@ -126,8 +148,16 @@ class Trainer:
         return torch.stack(losses).sum()
 
     def _counts(self, plan: StepPlan) -> dict[str, dict[str, int]]:
-        k = self._job.config.objectives.k
+        job, objectives = self._job, self._job.config.objectives
+        batch = global_batch(plan.examples, job.any_prompts, draws=plan.draws)
         return {
-            name: supervised_counts(plan.examples, prompts, k=k)
-            for name, prompts in self._job.prompts.items()
+            name: supervised_counts(
+                batch,
+                prompts,
+                k=plan.k,
+                kd_positions=objectives.kd_positions,
+                gist_len=job.config.gist.gist_len,
+                ae_tokens=objectives.ae_tokens,
+            )
+            for name, prompts in job.prompts.items()
         }

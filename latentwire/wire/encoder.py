@@ -1,127 +1,89 @@
-"""The encoder: a trained copy of a pretrained causal LM, pooled into the wire.
+"""The encoder: a backbone reads the text, pooling makes latents of its states, a refiner relates
+them.
 
-The decoder-side results of peers agree on the parts: start from a language model and train it,
-let it look both ways, pool contiguous spans (arXiv 2510.20797, arXiv 2510.20535).
+The results of peers agree on the default's parts: start from a language model and train it, let
+it look both ways, pool contiguous spans (arXiv 2510.20797, arXiv 2510.20535).
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
-from latentwire.config import EncoderConfig, WireConfig
-from latentwire.wire.pooling import mean_pool
+from latentwire.config import Config
+from latentwire.data.encoder_texts import EncoderTexts
+from latentwire.wire.attention import Block, hidden_from
+from latentwire.wire.backbones import NamedParameters, make_backbone, named_trainable
+from latentwire.wire.pooling import QueryPooling, make_pooling
 
 
-class LMEncoder(nn.Module):
-    """Texts to latents ``[texts, num_latents, d_z]`` through a trained causal LM.
+class Encoder(nn.Module):
+    """Texts to latents: each decoder's private ones, then the shared ones.
 
     Args:
-        encoder: which model, how it attends, LoRA or full training.
-        wire: pooling and width.
+        num_lead: how many leading tokens ``EncoderTokenizer`` puts before a text.
+        model: the language model to build on; None loads it.
     """
 
-    def __init__(self, encoder: EncoderConfig, wire: WireConfig) -> None:
+    def __init__(self, config: Config, *, num_lead: int, model: Any = None) -> None:
         super().__init__()
-        self.model = _load(encoder)
-        self._wire = wire
-        self._bidirectional = encoder.attention == "bidirectional"
-        self.project = nn.Linear(self.model.config.hidden_size, wire.d_z)
-
-    def forward(self, ids: Tensor, num_tokens: Tensor, counts: Tensor, max_latents: int) -> Tensor:
-        """[texts, tokens] -> [texts, max_latents, d_z]; see ``EncoderTexts`` for the arguments."""
-        lead = self.num_lead
-        place = torch.arange(ids.shape[1], device=ids.device)
-        # An empty text still shows one token, so that no row of the softmax is empty.
-        real = place[None, :] < (num_tokens + lead).clamp(min=1)[:, None]  # [texts, tokens]
-        states = self.model(
-            input_ids=ids,
-            attention_mask=self._mask(real),
-            position_ids=place[None, :].expand_as(ids),
-            use_cache=False,
-        ).last_hidden_state  # [texts, tokens, hidden]
-        pooled = mean_pool(
-            states[:, lead:],
-            num_tokens,
-            counts,
-            max_latents=max_latents,
-            ratio=self._wire.ratio,
-            fixed=self._wire.num_latents,
+        wire = config.wire
+        self._num_lead = num_lead
+        self.backbone = make_backbone(config.encoder, model)
+        width = self.backbone.width
+        self.pooling = make_pooling(width, wire)
+        self._num_private = wire.latent_private_len * len(config.decoders)
+        self.private = (
+            QueryPooling(
+                width,
+                wire.d_z,
+                wire.heads,
+                num_queries=wire.latent_private_len,
+                num_sets=len(config.decoders),
+            )
+            if self._num_private
+            else None
         )
-        return self.project(pooled)
+        self.refiner = nn.ModuleList(
+            Block(wire.d_z, wire.refiner.heads, identity=True) for _ in range(wire.refiner.layers)
+        )
 
-    num_lead: int = 0
-    """How many leading tokens ``EncoderTokenizer`` puts before a text; set when assembled."""
+    def forward(self, texts: EncoderTexts) -> Tensor:
+        """-> latents [rows, private + max_latents, d_z], a wire's own before its padding."""
+        lead = self._num_lead
+        place = torch.arange(texts.ids.shape[1], device=texts.ids.device)
+        # An empty text still shows one token, so that no row of the softmax is empty.
+        real = place[None, :] < (texts.num_tokens + lead).clamp(min=1)[:, None]  # [texts, tokens]
+        states = self.backbone(texts.ids, real)[:, lead:]  # [texts, tokens, width]
+        latents = self.pooling(states, texts) * texts.keep[..., None]
+        if self.private is not None:
+            num_tokens = texts.num_tokens[texts.text_of]
+            private = self.private(states[texts.text_of], num_tokens)
+            latents = torch.cat([private, latents], dim=1)
+        if len(self.refiner):
+            bias = hidden_from(self._visible(texts))[:, None, None]
+            for block in self.refiner:
+                latents = block(latents, bias)
+        refined: Tensor = latents
+        return refined
 
-    def _mask(self, real: Tensor) -> Tensor:
-        """[texts, tokens] -> the attention mask that Hugging Face takes as it is."""
-        if not self._bidirectional:
-            return real.long()
-        tokens = real.shape[1]
-        visible = real[:, None, :].expand(-1, tokens, -1)
-        dtype = self.project.weight.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=real.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+    def _visible(self, texts: EncoderTexts) -> Tensor:
+        """[rows, private + max_latents]: what the refiner may look at."""
+        slots = torch.arange(texts.max_latents, device=texts.counts.device)
+        shared = (slots[None, :] < texts.counts[:, None]) & texts.keep
+        private = shared.new_ones(len(shared), self._num_private)
+        return torch.cat([private, shared], dim=1)
 
     def layers(self) -> list[nn.Module]:
         """The transformer layers, for sharding them one by one."""
-        return transformer_layers(self.model)
+        layers: list[nn.Module] = self.backbone.layers()
+        return layers
 
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Trainable parameters by the learning rate they follow."""
-        return {
-            "encoder": list(_trainable(self.model, "model")),
-            "adapter": list(_trainable(self.project, "project")),
-        }
-
-
-def transformer_layers(model: Any) -> list[nn.Module]:
-    """The transformer layers of a Hugging Face model, from the input up."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
-
-
-def encoder_window(config: EncoderConfig) -> int:
-    """Longest text of the encoder's model in tokens."""
-    model = AutoConfig.from_pretrained(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    return int(getattr(model, "max_position_embeddings", None) or 1 << 30)
-
-
-def _load(config: EncoderConfig) -> Any:
-    model = AutoModel.from_pretrained(
-        config.model,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation="sdpa",
-        dtype=torch.float32,
-        use_safetensors=True,
-    )
-    if config.lora.rank:
-        from peft import LoraConfig, get_peft_model
-
-        targets = config.lora.targets
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora.rank,
-                lora_alpha=config.lora.alpha,
-                target_modules=targets if targets == "all-linear" else targets.split(","),
-            ),
-        )
-    if config.activation_checkpointing:
-        # The method's name in transformers 5.20 and later, and before.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        if config.lora.rank:
-            model.enable_input_require_grads()
-    return model.train()
-
-
-def _trainable(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield f"{prefix}.{name}", parameter
+    def parameter_groups(self) -> dict[str, NamedParameters]:
+        """Trained parameters by the learning rate they follow."""
+        pretrained = self.backbone.pretrained()
+        slow = set() if pretrained is None else {id(p) for p in pretrained.parameters()}
+        groups: dict[str, NamedParameters] = {"encoder": [], "adapter": []}
+        for name, parameter in named_trainable(self):
+            groups["encoder" if id(parameter) in slow else "adapter"].append((name, parameter))
+        return groups

@@ -5,110 +5,108 @@ that they cannot drift apart.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentwire.config import AdapterConfig, Config
+from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTexts
-from latentwire.wire.adapter import Adapter
-from latentwire.wire.encoder import LMEncoder
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecoderShape:
-    """What a decoder's unit must know of its decoder."""
-
-    hidden_size: int
-    embedding_rms: float
+from latentwire.wire.backbones import NamedParameters
+from latentwire.wire.encoder import Encoder
+from latentwire.wire.unit import DecoderShape, DecoderUnit, Injection
 
 
 class SharedUnit(nn.Module):
-    """Text to wire; the same for every decoder."""
+    """Text to wire; the same for every decoder. Arguments are those of ``Encoder``."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, num_lead: int, model: Any = None) -> None:
         super().__init__()
-        self.encoder = LMEncoder(config.encoder, config.wire)
+        self.encoder = Encoder(config, num_lead=num_lead, model=model)
 
     def forward(self, texts: EncoderTexts) -> Tensor:
-        """-> latents [texts, max_latents, d_z]"""
-        latents: Tensor = self.encoder(texts.ids, texts.num_tokens, texts.counts, texts.max_latents)
+        """-> latents [rows, private + max_latents, d_z]"""
+        latents: Tensor = self.encoder(texts)
         # Sharding hooks hang on the output tensor, which a view would share with its base.
         return latents.clone()
 
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    def parameter_groups(self) -> dict[str, NamedParameters]:
         return {
             name: [(f"encoder.{key}", parameter) for key, parameter in group]
             for name, group in self.encoder.parameter_groups().items()
         }
 
 
-class DecoderUnit(nn.Module):
-    """Wire to what one decoder reads."""
-
-    def __init__(self, shape: DecoderShape, *, d_z: int, adapter: AdapterConfig) -> None:
-        super().__init__()
-        self.adapter = Adapter(
-            d_z,
-            shape.hidden_size,
-            hidden_mult=adapter.hidden_mult,
-            embedding_rms=shape.embedding_rms,
-            init_scale=adapter.init_scale,
-        )
-
-    def forward(self, latents: Tensor, counts: Tensor) -> Tensor:
-        """[texts, num_latents, d_z] -> soft prompt [texts, num_latents + 2, hidden_size]"""
-        soft: Tensor = self.adapter(latents, counts)
-        return soft
-
-    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        return {"adapter": [(k, p) for k, p in self.named_parameters() if p.requires_grad]}
-
-
 class Wire(nn.Module):
-    """The shared unit and the units of the decoders that this process hosts."""
+    """The shared unit and the units of the decoders that this process hosts.
 
-    def __init__(self, shared: SharedUnit, units: Mapping[str, DecoderUnit]) -> None:
+    Args:
+        decoders: every decoder of the job, in the order in which the encoder makes their private
+            latents.
+        private_len: private latents of each.
+    """
+
+    def __init__(
+        self,
+        shared: SharedUnit,
+        units: Mapping[str, DecoderUnit],
+        *,
+        decoders: list[str],
+        private_len: int,
+    ) -> None:
         super().__init__()
         # Sharding puts its own modules in their place.
         self.shared: nn.Module = shared
         self.units = nn.ModuleDict(dict(units))
+        self._decoders = decoders
+        self._private_len = private_len
 
     def encode(self, texts: EncoderTexts) -> Tensor:
-        """Texts to latents [texts, max_latents, d_z]."""
+        """Texts to latents [rows, every decoder's private ones + max_latents, d_z]."""
         latents: Tensor = self.shared(texts)
         return latents
 
-    def soft_prompt(self, decoder: str, latents: Tensor, counts: Tensor) -> Tensor:
-        """Latents to one decoder's soft prompt [texts, num_latents + 2, hidden_size]."""
-        soft: Tensor = self.units[decoder](latents, counts)
-        return soft
+    def inject(self, decoder: str, latents: Tensor, counts: Tensor) -> Injection:
+        """What one decoder reads.
+
+        Args:
+            latents: as ``encode`` makes them.
+            counts: [rows] shared latents of each row.
+        """
+        each, first = self._private_len, self._decoders.index(decoder) * self._private_len
+        own = latents[:, first : first + each]
+        shared = latents[:, each * len(self._decoders) :]
+        if each:
+            shared = torch.cat([own, shared], dim=1)
+        return Injection(**self.units[decoder](shared, counts + each))
 
 
 def build_wire(
     config: Config, shapes: Mapping[str, DecoderShape], *, num_lead: int, device: torch.device
 ) -> Wire:
-    """The wire with fresh adapters and a pretrained encoder.
+    """The wire with fresh adapters and its encoder as the configuration starts it.
 
     A unit's first weights depend on the seed and the unit's name only, so every layout of the
     same job starts from the same wire.
+
+    Args:
+        shapes: of the decoders this process hosts.
     """
     with _seeded(config.run.seed, "shared"):
-        shared = SharedUnit(config)
-    shared.encoder.num_lead = num_lead
+        shared = SharedUnit(config, num_lead=num_lead)
     units = {}
     for name, shape in shapes.items():
         with _seeded(config.run.seed, name):
-            units[name] = DecoderUnit(shape, d_z=config.wire.d_z, adapter=config.adapter)
-    return Wire(shared, units).to(device)
-
-
-def trainable(module: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """The parameters that training changes: these are what a checkpoint holds."""
-    return ((name, p) for name, p in module.named_parameters() if p.requires_grad)
+            units[name] = DecoderUnit(shape, config, lora=config.decoders[name].lora)
+    wire = Wire(
+        shared,
+        units,
+        decoders=list(config.decoders),
+        private_len=config.wire.latent_private_len,
+    )
+    return wire.to(device)
 
 
 @contextmanager

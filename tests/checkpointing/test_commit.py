@@ -52,6 +52,11 @@ def test_steps_are_published_once_and_whole(tmp_path: Path) -> None:
     assert state.num_steps == 7
     assert read_unit(found[-1].path / "unit1", with_optimizer=False).first_moments == {}
 
+    # A damaged step is none: the run that comes to it again writes it anew.
+    (found[0].path / commit.MANIFEST).write_text("{")
+    assert run_distributed(publish_on_rank, 2, str(tmp_path)) == [[True, False, False, False]] * 2
+    assert commit.published(tmp_path) == found
+
 
 def fake_step(root: Path, stage: str, number: int) -> Path:
     folder = root / f"stage{stage}" / f"step-{number:08d}"
@@ -91,6 +96,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         ("decoders.llama.ranks=1", True),
         ("checkpoint.interval=7", True),
         ("diagnostics.log_interval=3", True),
+        ("validation.interval=7", True),
+        ("validation.patience=2", True),
+        ("validation.samples=7", False),
+        ("validation.metric=f1", False),
         ("train.stage_b.steps=9", True),
         ("train.stage_b.steps=1", False),
         ("wire.ratio=6", False),
@@ -103,8 +112,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_what_a_resumed_run_may_change(
     override: str, may: bool, pair: Path, tmp_path: Path
 ) -> None:
-    before = config_file.load("smoke", small_overrides(pair, tmp_path))
-    now = config_file.load("smoke", small_overrides(pair, tmp_path, override))
+    overrides = small_overrides(pair, tmp_path, "validation.interval=5")
+    before = config_file.load("smoke", overrides)
+    now = config_file.load("smoke", [*overrides, override])
     changes = changed_keys(before, now)
     assert (changes == []) == may, changes
     if not may:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from latentwire.data.example import Example
+from latentwire.data.hotpot import Setting
 from latentwire.data.sources import Split, check_source, open_source
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -57,11 +58,13 @@ def write_lines(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
     return str(path)
 
 
-def contents(source: str, path: str | None, *, seed: int = 0) -> dict[Split, list[Example]]:
+def contents(
+    source: str, path: str | None, *, seed: int = 0, setting: Setting = "distractor"
+) -> dict[Split, list[Example]]:
     """Every example by split; the counts are checked on the way."""
     found = {}
     for split in SPLITS:
-        opened = open_source(source=source, path=path, split=split, seed=seed)
+        opened = open_source(source=source, path=path, setting=setting, split=split, seed=seed)
         documents = [opened.examples(index) for index in range(opened.num_documents)]
         assert opened.counts() == [len(examples) for examples in documents]
         assert all(len({e.context for e in examples}) == 1 for examples in documents)
@@ -73,12 +76,16 @@ def contexts(found: dict[Split, list[Example]]) -> dict[Split, set[str]]:
     return {split: {example.context for example in found[split]} for split in SPLITS}
 
 
-def one_problem(source: str, path: str | None) -> str:
+def problems(source: str, path: str | None, *, setting: Setting = "distractor") -> list[str]:
+    return check_source(source=source, path=path, setting=setting, seed=0)
+
+
+def one_problem(source: str, path: str | None, *, setting: Setting = "distractor") -> str:
     """The single message, also what ``open_source`` raises."""
-    problems = check_source(source=source, path=path, seed=0)
-    assert len(problems) == 1, problems
-    assert problems[0].startswith(("data.path: ", "data.source: "))
+    found = problems(source, path, setting=setting)
+    assert len(found) == 1, found
+    assert found[0].startswith(("data.path: ", "data.source: "))
     with pytest.raises(ValueError) as caught:
-        open_source(source=source, path=path, split="train", seed=0)
-    assert str(caught.value) == problems[0]
-    return problems[0]
+        open_source(source=source, path=path, setting=setting, split="train", seed=0)
+    assert str(caught.value) == found[0]
+    return found[0]

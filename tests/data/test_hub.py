@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_cases import SPLITS, contents, needs_datasets, one_problem, row, write_lines
+from hotpot_cases import SUPPORT, of_the_hub, paragraph
+from source_cases import SPLITS, contents, needs_datasets, one_problem, problems, row, write_lines
 
 from latentwire.data import hub
-from latentwire.data.sources import check_source
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,21 +97,50 @@ def test_unreachable_hub_data_set(online: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "to get data set some-org/some-set" in one_problem("squad", "some-org/some-set")
 
 
+def prepare(tmp_path: Path, name: str, variant: str, rows: dict[str, list[Any]]) -> str:
+    """Leaves in a cache what loading from the hub does: owner___name/variant/version/hash."""
+    import datasets
+
+    files = {split: write_lines(tmp_path, rows[split], f"{split}.jsonl") for split in rows}
+    cache = tmp_path / "cache"
+    target = cache / name.replace("/", "___") / variant / "0.0.0" / ("0" * 40)
+    builder = datasets.load_dataset_builder("json", data_files=files, cache_dir=str(tmp_path / "x"))
+    builder.dataset_name = name.split("/")[1]
+    builder.info.config_name = variant
+    builder.download_and_prepare(str(target))
+    return str(cache)
+
+
 @needs_datasets
 def test_cached_hub_data_set_needs_no_hub(online: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import datasets
 
     rows = {"train": [row(i) for i in range(5)], "validation": [row(i) for i in range(5, 7)]}
-    files = {split: write_lines(tmp_path, rows[split], f"{split}.jsonl") for split in rows}
-    # What loading from the hub leaves in the cache: owner___name/config/version/hash.
-    target = tmp_path / "cache" / "my-org___my-set" / "default" / "0.0.0" / ("0" * 40)
-    builder = datasets.load_dataset_builder("json", data_files=files, cache_dir=str(tmp_path / "x"))
-    builder.dataset_name = "my-set"
-    builder.info.config_name = "default"
-    builder.download_and_prepare(str(target))
-    online.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    cache = prepare(tmp_path, "my-org/my-set", "default", rows)
+    online.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
-    assert check_source(source="squad", path="my-org/my-set", seed=0) == []
+    assert problems("squad", "my-org/my-set") == []
     found = contents("squad", "my-org/my-set")
     assert [len(found[split]) for split in SPLITS] == [5, 2, 2]
     assert found["test"] == found["validation"]
+
+
+@needs_datasets
+def test_hotpot_takes_the_distractor_variant(online: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    rows = {
+        "train": [of_the_hub(i) for i in range(5)],
+        "validation": [of_the_hub(i) for i in range(5, 7)],
+    }
+    cache = prepare(tmp_path, "hotpotqa/hotpot_qa", "fullwiki", rows)
+    online.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    online.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port()}")
+    assert "to get data set hotpotqa/hotpot_qa" in one_problem("hotpot", None)
+    prepare(tmp_path, "hotpotqa/hotpot_qa", "distractor", rows)
+    assert problems("hotpot", None, setting="gold") == []
+    found = contents("hotpot", None, setting="gold")
+    assert [len(found[split]) for split in SPLITS] == [5, 2, 2]
+    assert found["test"] == found["validation"]
+    assert found["train"][3].context == "\n".join(paragraph(3, place) for place in SUPPORT)
+    assert contents("hotpot", "hotpotqa/hotpot_qa", setting="gold") == found

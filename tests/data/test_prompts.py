@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from latentwire.config import DecoderConfig
+from latentwire.config import Config, ConfigError, DataConfig, DecoderConfig, WireConfig
+from latentwire.data.chat import INSTRUCTION, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.profiles import document
-from latentwire.data.prompts import CHAT_INSTRUCTION, Carries, DecoderPrompts, PromptTokens
+from latentwire.data.prompts import Bos, Carries, DecoderPrompts, PromptTokens, prompts_for
 from latentwire.data.tokenizers import load_tokenizer
 
 CARRIES: tuple[Carries, ...] = ("context", "prompt")
@@ -253,7 +254,7 @@ def test_chat_frames_the_users_text(tokenizer: Any) -> None:
         for example in EXAMPLES:
             asked = f"Context: {example.context}\nQuestion: {example.question}"
             text = (
-                f"{tokenizer.bos_token or ''}<user>{CHAT_INSTRUCTION}{asked}</s><assistant>"
+                f"{tokenizer.bos_token or ''}<user>{INSTRUCTION}{asked}</s><assistant>"
                 f"\nAnswer: {example.answers[0]}{tokenizer.eos_token}"
             )
             tokens = joined(prompts.text(example))
@@ -273,9 +274,103 @@ def test_chat_frames_the_users_text(tokenizer: Any) -> None:
 
 def test_chat_template_that_drops_the_content_is_refused(tokenizer: Any) -> None:
     broken = copy.deepcopy(tokenizer)
-    broken.chat_template = "{% for m in messages %}<user></s>{% endfor %}"
-    with pytest.raises(ValueError, match="chat template"):
-        DecoderPrompts(broken, chat=True)
+    for template, expected in [
+        ("{% for m in messages %}<user></s>{% endfor %}", "chat: .* does not show the user's"),
+        ("{{ messages[0].content }}{{ messages[0].content }}", "chat: .* content twice; use false"),
+        ("{{ raise_exception('only for tools') }}", "chat: .* fails: only for tools; use false"),
+        ("{% for %}", "chat: .* fails: "),
+        (None, "chat: the tokenizer has no chat template; use false"),
+    ]:
+        broken.chat_template = template
+        with pytest.raises(ValueError, match=expected):
+            DecoderPrompts(broken, chat=True)
+
+
+def test_templates_that_refuse_or_add_a_system_message(tokenizer: Any) -> None:
+    chat = chatty(tokenizer)
+    plain = DecoderPrompts(chat, chat=True)
+    template = chat.chat_template
+    chat.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + template
+    )
+    example = EXAMPLES[0]
+    assert DecoderPrompts(chat, chat=True).text(example) == plain.text(example)
+    chat.chat_template = "<system>Be kind. Today is {{ date_string }}.</s>" + template
+    tokens = DecoderPrompts(chat, chat=True).text(example)
+    text = tokenizer.decode(tokens.before)
+    assert text.startswith("<system>Be kind. Today is 26 Jul 2024.</s>")
+    assert INSTRUCTION in text
+    assert (tokens.slot, tokens.after) == (plain.text(example).slot, plain.text(example).after)
+
+
+def test_chat_is_used_where_there_is_a_template_unless_set(tokenizer: Any) -> None:
+    chat = chatty(tokenizer)
+    assert uses_chat(DecoderConfig(), chat)
+    assert not uses_chat(DecoderConfig(), tokenizer)
+    for set_to in (True, False):
+        assert uses_chat(DecoderConfig(chat=set_to), chat) is set_to
+        assert uses_chat(DecoderConfig(chat=set_to), tokenizer) is set_to
+
+
+def test_prompts_are_as_the_configuration_says(tokenizer: Any) -> None:
+    chat = chatty(tokenizer)
+    settings = {
+        "auto": DecoderConfig(),
+        "plain": DecoderConfig(chat=False, bos="never"),
+    }
+    data = DataConfig(template="{question} {context}", anchor="\n->", max_answer_tokens=2)
+    config = Config(decoders=settings, data=data, wire=WireConfig(carries="prompt"))
+    for name, more in (("auto", {"chat": True}), ("plain", {"bos": "never"})):
+        prompts = prompts_for(config, name, chat, window=77)
+        same = DecoderPrompts(
+            chat,
+            template="{question} {context}",
+            anchor="\n->",
+            carries="prompt",
+            window=77,
+            max_answer_tokens=2,
+            **more,
+        )
+        for example in EXAMPLES:
+            assert prompts.text(example) == same.text(example)
+    config = Config(decoders={"a": DecoderConfig(chat=True)})
+    with pytest.raises(ConfigError, match="decoders.a.chat: the tokenizer has no chat template"):
+        prompts_for(config, "a", tokenizer, window=77)
+
+
+# --- BOS
+
+
+@pytest.mark.parametrize("carries", CARRIES)
+@pytest.mark.parametrize("chat", [None, "writes", "does not"])
+@pytest.mark.parametrize("bos", ["auto", "always", "never"])
+def test_bos_is_there_once_or_not_at_all(
+    pair: Path, bos: Bos, chat: str | None, carries: Carries
+) -> None:
+    tokenizer = chatty(load_tokenizer(DecoderConfig(model=str(pair / "llama"))))
+    if chat == "does not":
+        tokenizer.chat_template = tokenizer.chat_template.replace("{{ bos_token }}", "")
+    options: Any = {"chat": chat is not None, "carries": carries}
+    prompts = DecoderPrompts(tokenizer, bos=bos, **options)
+    expected = chat != "does not" if bos == "auto" else bos == "always"
+    assert prompts.lead == (tokenizer.bos_token_id,) * expected
+    bare = DecoderPrompts(tokenizer, bos="never", **options)
+    for example in EXAMPLES:
+        for tokens, without in (
+            (prompts.text(example), bare.text(example)),
+            (prompts.wire(example), bare.wire(example)),
+        ):
+            assert joined(without).count(tokenizer.bos_token_id) == 0
+            assert joined(tokens) == [*prompts.lead, *joined(without)]
+
+
+def test_a_tokenizer_without_bos_cannot_always_have_one(pair: Path) -> None:
+    tokenizer = load_tokenizer(DecoderConfig(model=str(pair / "qwen")))
+    for bos in ("auto", "never"):
+        assert DecoderPrompts(tokenizer, bos=bos).lead == ()
+    with pytest.raises(ValueError, match="bos: 'always', but .* use auto or never"):
+        DecoderPrompts(tokenizer, bos="always")
 
 
 @pytest.mark.parametrize("carries", CARRIES)

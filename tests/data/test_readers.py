@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_cases import one_problem, row, squad, write_json, write_lines
+from source_cases import one_problem, problems, row, squad, write_json, write_lines
 
-from latentwire.data import readers
-from latentwire.data.sources import check_source
+from latentwire.data.articles import MAX_REPORTED
 
 # --- files that cannot be read
 
@@ -181,16 +180,16 @@ def test_line_numbers_count_blank_lines(tmp_path: Path) -> None:
 
 def test_many_bad_lines_are_counted(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [row(0), *(["oops"] * 12)])
-    problems = check_source(source="jsonl", path=path, seed=0)
-    assert len(problems) == readers.MAX_REPORTED + 1
-    assert [f"{path}:{line}:" in problems[line - 2] for line in range(2, 7)] == [True] * 5
-    assert "... and 7 more" in problems[-1]
+    found = problems("jsonl", path)
+    assert len(found) == MAX_REPORTED + 1
+    assert [f"{path}:{line}:" in found[line - 2] for line in range(2, 7)] == [True] * 5
+    assert "... and 7 more" in found[-1]
     exactly = write_lines(tmp_path, [row(0), *(["oops"] * 5)])
-    assert len(check_source(source="jsonl", path=exactly, seed=0)) == 5
+    assert len(problems("jsonl", exactly)) == 5
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [row(i) for i in range(3)])
-    assert check_source(source="jsonl", path=path, seed=0) == []
+    assert problems("jsonl", path) == []
     write_lines(tmp_path, [row(0), "oops"])
     assert "invalid JSON" in one_problem("jsonl", path)

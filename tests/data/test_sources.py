@@ -13,6 +13,7 @@ from source_cases import (
     contexts,
     needs_pyarrow,
     one_problem,
+    problems,
     row,
     squad,
     write_json,
@@ -20,20 +21,22 @@ from source_cases import (
 )
 
 from latentwire.data import profiles
-from latentwire.data.sources import check_source, open_source
+from latentwire.data.sources import open_source
 
 # --- profiles
 
 
 def test_profiles_are_random_access_and_sized() -> None:
     for split in SPLITS:
-        source = open_source(source="profiles", path=None, split=split, seed=1)
+        source = open_source(
+            source="profiles", path=None, setting="distractor", split=split, seed=1
+        )
         assert source.num_documents == profiles.DOCUMENTS_PER_SPLIT[split]
         assert source.counts() == [profiles.QUESTIONS_PER_DOCUMENT] * source.num_documents
         last = source.num_documents - 1
         assert source.examples(last) == profiles.document(1, split, last).examples
         assert len(source.examples(0)) == profiles.QUESTIONS_PER_DOCUMENT
-    assert check_source(source="profiles", path=None, seed=1) == []
+    assert problems("profiles", None) == []
 
 
 def test_profiles_refuse_a_path() -> None:
@@ -43,7 +46,7 @@ def test_profiles_refuse_a_path() -> None:
 def test_unknown_source_lists_the_known() -> None:
     message = one_problem("sqad", None)
     assert message.startswith("data.source: unknown source `sqad`")
-    assert "profiles, squad, jsonl" in message
+    assert "profiles, squad, hotpot, jsonl" in message
 
 
 # --- good files
@@ -51,7 +54,7 @@ def test_unknown_source_lists_the_known() -> None:
 
 def test_squad_json_is_split_by_article(tmp_path: Path) -> None:
     path = write_json(tmp_path, squad(20))
-    assert check_source(source="squad", path=path, seed=0) == []
+    assert problems("squad", path) == []
     found = contents("squad", path)
     articles = {
         split: {context.split()[1].split(".")[0] for context in group}
@@ -200,7 +203,7 @@ def test_the_real_file() -> None:
     path = Path(os.environ.get("LATENTWIRE_DATA", default))
     if not path.is_file():
         pytest.skip("no xquad.en.json: set LATENTWIRE_DATA to its path")
-    assert check_source(source="squad", path=str(path), seed=0) == []
+    assert problems("squad", str(path)) == []
     found = contents("squad", str(path))
     groups = contexts(found)
     assert sum(len(group) for group in groups.values()) == 240

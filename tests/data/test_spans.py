@@ -4,18 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from latentwire.config import DecoderConfig, EncoderConfig, WireConfig
-from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.config import Config, DecoderConfig, EncoderConfig, WireConfig
+from latentwire.data.encoder_texts import EncoderTokenizer, WireText
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.spans import NO_LATENT, decoder_spans
 from latentwire.data.tokenizers import load_tokenizer
 
 TEXTS = ["Ada lives in Tarn. The door of Bela is red.", "Zoe has two cousins; café \U0001f600 ok."]
+WIRES = [WireText(text=text) for text in TEXTS]
 
 
 def encoder(pair: Path, wire: WireConfig, *, max_tokens: int = 0) -> EncoderTokenizer:
     settings = EncoderConfig(model=str(pair / "llama"), max_tokens=max_tokens)
-    return EncoderTokenizer(settings, wire, window=1024)
+    return EncoderTokenizer(Config(encoder=settings, wire=wire), window=1024)
 
 
 def prompts(pair: Path, name: str) -> DecoderPrompts:
@@ -26,7 +27,7 @@ def prompts(pair: Path, name: str) -> DecoderPrompts:
 @pytest.mark.parametrize("name", ["llama", "qwen"])
 def test_every_token_has_one_latent_in_order(pair: Path, name: str, wire: WireConfig) -> None:
     tokenizer, decoder = encoder(pair, wire), prompts(pair, name)
-    spans = decoder_spans(TEXTS, tokenizer, decoder)
+    spans = decoder_spans(WIRES, tokenizer, decoder)
     for row, text in enumerate(TEXTS):
         ids = spans.ids[row][spans.mask[row]].tolist()
         assert tuple(ids) == decoder.lead + decoder.plain_ids(" " + text)
@@ -45,7 +46,7 @@ def test_same_tokenizer_gives_the_pooled_spans(pair: Path) -> None:
     decoder = DecoderPrompts(
         load_tokenizer(DecoderConfig(model=str(pair / "llama"))), template="{context}{question}"
     )
-    spans = decoder_spans(TEXTS[:1], tokenizer, decoder)
+    spans = decoder_spans(WIRES[:1], tokenizer, decoder)
     assert spans.ids[0, 1:].tolist() == tokenizer.ids(TEXTS[0])
     assert spans.latent[0, 1:].tolist() == [place // 3 for place in range(spans.ids.shape[1] - 1)]
 
@@ -53,7 +54,7 @@ def test_same_tokenizer_gives_the_pooled_spans(pair: Path) -> None:
 def test_text_beyond_the_encoders_window_stands_nowhere(pair: Path) -> None:
     tokenizer = encoder(pair, WireConfig(ratio=3), max_tokens=10)
     decoder = prompts(pair, "qwen")
-    spans = decoder_spans(TEXTS[:1], tokenizer, decoder)
+    spans = decoder_spans(WIRES[:1], tokenizer, decoder)
     assert spans.mask.sum() == len(decoder.plain_ids(" " + TEXTS[0]))
     assert spans.latent.max() == tokenizer.num_latents(TEXTS[0]) - 1
     assert spans.latent[0, -1] == NO_LATENT
@@ -62,10 +63,10 @@ def test_text_beyond_the_encoders_window_stands_nowhere(pair: Path) -> None:
 def test_a_text_longer_than_the_decoders_window_is_cut(pair: Path) -> None:
     tokenizer = load_tokenizer(DecoderConfig(model=str(pair / "llama")))
     decoder = DecoderPrompts(tokenizer, window=8)
-    assert decoder_spans(TEXTS, encoder(pair, WireConfig()), decoder).ids.shape == (2, 8)
+    assert decoder_spans(WIRES, encoder(pair, WireConfig()), decoder).ids.shape == (2, 8)
 
 
 def test_an_empty_text_stands_for_nothing(pair: Path) -> None:
-    spans = decoder_spans([""], encoder(pair, WireConfig()), prompts(pair, "qwen"))
+    spans = decoder_spans([WireText(text="")], encoder(pair, WireConfig()), prompts(pair, "qwen"))
     assert not spans.mask.any()
     assert (spans.latent == NO_LATENT).all()

@@ -14,6 +14,7 @@ from latentwire.data.prompts import Carries, DecoderPrompts, PromptTokens
 from latentwire.decoders.frozen import FrozenDecoder, load_decoder
 from latentwire.decoders.generation import greedy
 from latentwire.objectives.tokens import tf, token_losses
+from latentwire.wire.unit import Injection
 
 CPU = torch.device("cpu")
 EXAMPLES = [
@@ -98,7 +99,8 @@ def test_replay_of_real_embeddings_gives_the_text_logits(
     """Gate 2."""
     prompts = DecoderPrompts(decoder.tokenizer, carries=carries)
     rows, soft, tokens = replay(decoder, prompts)
-    latent = decoder.answer_logits(prompt_batch(rows, pad=prompts.pad), soft).detach()
+    batch = prompt_batch(rows, pad=prompts.pad)
+    latent = decoder.answer_logits(batch, Injection(vectors=soft)).detach()
     text = decoder.answer_logits(text_batch(tokens, pad=prompts.pad)).detach()
     torch.testing.assert_close(latent, text, atol=2e-5, rtol=1e-4)
 
@@ -110,7 +112,9 @@ def test_generation_equals_the_library_on_text_and_on_replay(decoder: FrozenDeco
     batch = text_batch(tokens, pad=prompts.pad, answers=False)
     text = greedy(decoder, batch, eos=prompts.eos, max_new_tokens=6)
     replayed = prompt_batch(rows, pad=prompts.pad, answers=False)
-    latent = greedy(decoder, replayed, eos=prompts.eos, max_new_tokens=6, soft=soft)
+    latent = greedy(
+        decoder, replayed, eos=prompts.eos, max_new_tokens=6, wire=Injection(vectors=soft)
+    )
     assert torch.equal(text, latent)
     for row, prompt in zip(text, tokens, strict=True):
         ids = torch.tensor([[*prompt.before, *prompt.slot, *prompt.after]])
@@ -131,7 +135,9 @@ def test_gradient_reaches_the_soft_prompt_and_not_the_decoder(decoder: FrozenDec
     rows, soft, _ = replay(decoder, prompts)
     soft.requires_grad_(True)
     batch = prompt_batch(rows, pad=prompts.pad)
-    tf(token_losses(decoder.answer_logits(batch, soft), batch.targets)).backward()
+    tf(
+        token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets)
+    ).backward()
     assert soft.grad is not None
     for index, row in enumerate(rows):
         used = soft.grad[index, : row.prefix.num_soft]

@@ -21,6 +21,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import guard as guard_module
 from latentwire.training import trainer as trainer_module
 from latentwire.training.objectives import Measured
+from latentwire.wire.unit import Injection
 
 POISONED_STEP = 2
 NUM_STEPS = 4
@@ -177,15 +178,15 @@ def raises_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str
 def reason_inside(config: Config, world_size: int) -> str:
     """The reason given where every objective's gradient is fine down to the soft prompt."""
     job = jobs.make_job(config, world_size)
-    real = job.soft_prompt
+    real = job.inject
 
-    def soft_prompt(name: str, *arguments: Any) -> Tensor:
-        soft = real(name, *arguments)
-        if soft.requires_grad and name == "qwen":
-            soft.register_hook(lambda grad: grad * float("inf"))
-        return soft
+    def inject(name: str, *arguments: Any) -> Injection:
+        wire = real(name, *arguments)
+        if wire.vectors.requires_grad and name == "qwen":
+            wire.vectors.register_hook(lambda grad: grad * float("inf"))
+        return wire
 
-    job.soft_prompt = soft_prompt  # type: ignore[method-assign]
+    job.inject = inject  # type: ignore[method-assign]
     trainer = jobs.make_trainer(job)
     trainer.step(jobs.make_stage(config).plan(1))
     return trainer.guard.reason

@@ -23,7 +23,7 @@ def overfit_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[st
     config = config_file.load("smoke", overrides)
     topology = plan(config.decoders, placement="auto", world_size=world_size)
     job = assemble(config, ProcessGroups(topology, device=torch.device("cpu"), timeout=300))
-    source = open_source(source="profiles", path=None, split="train", seed=0)
+    source = open_source(source="profiles", path=None, setting="distractor", split="train", seed=0)
     stage = Stage(config, "B", source)
     trainer = Trainer(job, record=lambda record: None, save=lambda stage, step: None)
     for step in range(1, stage.num_steps + 1):

@@ -52,7 +52,7 @@ def wire_gradient_on_rank(rank: int, world_size: int, overrides: list[str]) -> d
     norms = {}
     for name, decoder in job.decoders.items():
         own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
-        logits = decoder.answer_logits(own.latents_prompt, job.soft_prompt(name, latents, own))
+        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
         (grad,) = torch.autograd.grad(logits.square().sum(), latents)
         norms[name] = float(grad.norm())
     return norms

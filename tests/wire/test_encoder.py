@@ -8,7 +8,7 @@ from conftest import small_overrides
 from torch import Tensor
 
 from latentwire import config_file
-from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.encoder_texts import EncoderTokenizer, WireText
 from latentwire.wire.wire import build_wire
 
 TEXTS = ["Ana Ruiz lives in Lisbon.", "The garden of Tom Berg is large and green."]
@@ -17,7 +17,7 @@ TEXTS = ["Ana Ruiz lives in Lisbon.", "The garden of Tom Berg is large and green
 def gradients(overrides: list[str]) -> tuple[dict[str, Tensor], int]:
     """Gradients of a sum over the wire, and how often a transformer layer ran."""
     config = config_file.load("smoke", overrides)
-    tokenizer = EncoderTokenizer(config.encoder, config.wire, window=1024)
+    tokenizer = EncoderTokenizer(config, window=1024)
     cpu = torch.device("cpu")
     wire = build_wire(config, {}, num_lead=len(tokenizer.lead), device=cpu)
     if config.encoder.lora.rank:
@@ -30,7 +30,8 @@ def gradients(overrides: list[str]) -> tuple[dict[str, Tensor], int]:
         # What is inside: hooks of the layer itself stay outside the recomputation.
         next(layer.children()).register_forward_pre_hook(lambda *arguments: calls.append(1))
     longest = max(tokenizer.num_latents(text) for text in TEXTS)
-    latents = wire.encode(tokenizer.batch(TEXTS, rows=len(TEXTS), max_latents=longest))
+    wires = [WireText(text=text) for text in TEXTS]
+    latents = wire.encode(tokenizer.batch(wires, rows=len(TEXTS), max_latents=longest))
     latents.square().sum().backward()  # type: ignore[no-untyped-call]
     named = wire.shared.named_parameters()
     return {name: p.grad for name, p in named if p.grad is not None}, len(calls)

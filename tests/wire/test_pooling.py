@@ -1,23 +1,40 @@
 """Pooling: contiguous spans, worked out by hand, whatever the padding around them."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
 
-from latentwire.data.encoder_texts import num_latents
-from latentwire.wire.pooling import mean_pool
+from latentwire.config import WireConfig
+from latentwire.data.encoder_texts import EncoderTexts, num_latents
+from latentwire.wire.pooling import BlockPooling, FixedPooling, MeanPooling
+
+
+def wires_of(lengths: list[int], *, ratio: int = 4, fixed: int = 0) -> EncoderTexts:
+    """Each text as one wire."""
+    counts = [num_latents(length, ratio=ratio, fixed=fixed) for length in lengths]
+    longest = max(1, *counts)
+    return EncoderTexts(
+        ids=torch.zeros(len(lengths), max(lengths), dtype=torch.long),
+        num_tokens=torch.tensor(lengths),
+        text_of=torch.arange(len(lengths)),
+        counts=torch.tensor(counts),
+        ratios=torch.full((len(lengths),), 0 if fixed else ratio),
+        keep=torch.ones(len(lengths), longest, dtype=torch.bool),
+        max_latents=longest,
+    )
 
 
 def pool(states: Tensor, lengths: list[int], *, ratio: int = 4, fixed: int = 0) -> Tensor:
-    counts = [num_latents(length, ratio=ratio, fixed=fixed) for length in lengths]
-    return mean_pool(
-        states,
-        torch.tensor(lengths),
-        torch.tensor(counts),
-        max_latents=max(1, *counts),
-        ratio=ratio,
-        fixed=fixed,
-    )
+    """The means themselves: with the identity as their projection."""
+    width = states.shape[-1]
+    pooling = MeanPooling(width, width)
+    with torch.no_grad():
+        pooling.project.weight.copy_(torch.eye(width))
+        pooling.project.bias.zero_()
+    pooled: Tensor = pooling(states, wires_of(lengths, ratio=ratio, fixed=fixed))
+    return pooled
 
 
 def column(values: list[list[float]]) -> Tensor:
@@ -81,10 +98,66 @@ def test_padding_on_the_right_changes_nothing(fixed: int) -> None:
 @pytest.mark.parametrize(("fixed", "spans"), [(0, [4, 4, 1]), (4, [3, 2, 2, 2])])
 def test_gradient_reaches_each_token_once(fixed: int, spans: list[int]) -> None:
     states = torch.zeros(2, 12, 3, requires_grad=True)
-    counts = torch.tensor([len(spans), 0])
-    pooled = mean_pool(states, torch.tensor([9, 0]), counts, max_latents=5, ratio=4, fixed=fixed)
-    pooled.sum().backward()
+    pool(states, [9, 0], fixed=fixed).sum().backward()  # type: ignore[no-untyped-call]
     assert states.grad is not None
     expected = [1 / span for span in spans for _ in range(span)] + [0.0] * 3
     torch.testing.assert_close(states.grad[0], torch.tensor(expected)[:, None].expand(-1, 3))
     assert not states.grad[1].any()
+
+
+def test_a_text_becomes_wires_of_several_ratios() -> None:
+    states = column([[1, 2, 3, 4, 5, 6, 7, 8]])
+    texts = dataclasses.replace(
+        wires_of([8], ratio=2),
+        text_of=torch.tensor([0, 0]),
+        counts=torch.tensor([4, 2]),
+        ratios=torch.tensor([2, 4]),
+    )
+    pooling = MeanPooling(1, 1)
+    expected = [[1.5, 3.5, 5.5, 7.5], [2.5, 6.5, 0.0, 0.0]]
+    torch.testing.assert_close(
+        pooling(states, texts), pooling.project(torch.tensor(expected)[..., None])
+    )
+
+
+def test_block_pooling_starts_as_the_mean_and_stays_in_its_span() -> None:
+    torch.manual_seed(0)
+    pooling = BlockPooling(6, 8, 2)
+    states = torch.randn(2, 9, 6)
+    texts = wires_of([9, 5])
+    values = pooling.attention.value(pooling.norm(states))
+    means = MeanPooling(8, 8)
+    means.project = pooling.attention.out
+    pooled = pooling(states, texts)
+    for row, count in enumerate(texts.counts.tolist()):
+        torch.testing.assert_close(pooled[row, :count], means(values, texts)[row, :count])
+    torch.nn.init.normal_(pooling.query)
+    before = pooling(states, texts)
+    changed = states.clone()
+    changed[0, 4:] = 1e3
+    after = pooling(changed, texts)
+    assert torch.equal(after[0, 0], before[0, 0]), "the first span is tokens 0 to 3"
+    assert not torch.equal(after[0, 1], before[0, 1])
+
+
+def test_queries_start_at_their_own_place_and_see_the_whole_text() -> None:
+    torch.manual_seed(0)
+    wire = WireConfig(pooling="queries", num_latents=4, d_z=8, heads=2)
+    pooling = FixedPooling(6, wire)
+    states = torch.randn(1, 16, 6, requires_grad=True)
+    pooled = pooling(states, wires_of([16], fixed=4))
+    (grad,) = torch.autograd.grad(pooled[0, 1].square().sum(), states)
+    reach = grad[0].norm(dim=-1)
+    assert (reach > 0).all(), "every token"
+    assert reach[4:8].mean() > 3 * reach[12:].mean(), "its own quarter more than the far one"
+
+
+def test_what_lies_behind_a_text_reaches_no_query() -> None:
+    torch.manual_seed(0)
+    wire = WireConfig(pooling="queries", num_latents=4, d_z=8, heads=2)
+    for pooling in (FixedPooling(6, wire), BlockPooling(6, 8, 2)):
+        states = torch.randn(2, 9, 6)
+        texts = wires_of([9, 3], fixed=4)
+        before = pooling(states, texts)
+        states[1, 3:] = 1e6
+        torch.testing.assert_close(pooling(states, texts)[1, :3], before[1, :3])

@@ -1,0 +1,117 @@
+"""A decoder's cache of keys and values, as far as a deep prefix reaches into it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.config import ConfigError
+from latentwire.wire.deep_prefix import CacheShape
+
+Rotation = Callable[[Tensor, Tensor], Tensor]
+"""(keys [..., head_dim], positions [...]) -> the keys as they stand in the cache."""
+
+
+def cache_shape(name: str, cache: Any, *, num_tokens: int) -> CacheShape:
+    """The shape of a cache that holds ``num_tokens`` tokens of one row.
+
+    Raises:
+        ConfigError: naming the decoder, where layers have no keys and values of one shape for
+            every token.
+    """
+    layers = getattr(cache, "layers", [])
+    keys = [getattr(layer, "keys", None) for layer in layers]
+    values = [getattr(layer, "values", None) for layer in layers]
+    shapes = {None if part is None else tuple(part.shape) for part in [*keys, *values]}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    if shape is None or len(shape) != 4 or shape[2] != num_tokens:
+        raise ConfigError(
+            [
+                f"adapter.use_deep_prefix: the cache of decoder '{name}' is not one of keys and "
+                "values of one shape in every layer (a sliding window or a recurrent state has "
+                "none); set it to false for this decoder"
+            ]
+        )
+    return CacheShape(
+        num_layers=len(layers),
+        num_kv_heads=shape[1],
+        head_dim=shape[3],
+        key_rms=tuple(_rms(part) for part in keys),
+        value_rms=tuple(_rms(part) for part in values),
+    )
+
+
+def _rms(part: Any) -> float:
+    return float(part.float().pow(2).mean().sqrt())
+
+
+def add_to_cache(
+    cache: Any,
+    added: Tensor,
+    *,
+    rows: Tensor,
+    slots: Tensor,
+    first: int,
+    rotate: Rotation | None,
+) -> None:
+    """Adds a deep prefix to the keys and values of the positions where its wires were read.
+
+    Args:
+        added: [wires, vectors, layers, 2, kv_heads, head_dim]
+        rows: [prefixes] the wire of each prefix.
+        slots: [prefixes, length] which vector stands at a position; -1 for a token.
+        first: positions of the cache before those of ``slots``.
+        rotate: turns what is added to keys by its position, as the decoder turned the keys.
+    """
+    own = added[rows[:, None], slots.clamp(min=0)]  # [prefixes, length, layers, 2, heads, dim]
+    own = own * (slots >= 0)[..., None, None, None, None]
+    own = own.permute(2, 3, 0, 4, 1, 5)  # [layers, 2, prefixes, heads, length, dim]
+    place = torch.arange(first, first + slots.shape[1], device=slots.device)
+    keys, values = own[:, 0], own[:, 1]
+    if rotate is not None:
+        keys = rotate(keys, place)
+    if first:
+        keys, values = (nn.functional.pad(part, (0, 0, first, 0)) for part in (keys, values))
+    for layer, more_keys, more_values in zip(cache.layers, keys, values, strict=True):
+        layer.keys = layer.keys + more_keys.to(layer.keys.dtype)
+        layer.values = layer.values + more_values.to(layer.values.dtype)
+
+
+def at_rest(cache: Any, *, first: int, rotate: Rotation | None) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer [rows, length, kv_heads * head_dim], keys turned back.
+
+    So turned, what two positions say can be compared wherever they stand.
+
+    Args:
+        first: positions of the cache that are left out at its front.
+    """
+    found = []
+    for layer in cache.layers:
+        keys, values = layer.keys[:, :, first:], layer.values[:, :, first:]
+        if rotate is not None:
+            place = torch.arange(first, first + keys.shape[2], device=keys.device)
+            keys = rotate(keys, -place)
+        found.append((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)))
+    return found
+
+
+def rotation_of(model: nn.Module) -> Rotation | None:
+    """How a decoder turns keys by their position; None where it does not, or not all of a key.
+
+    What is added to a key is turned along with it, so that it says the same wherever it stands.
+    """
+    modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if len(modules) != 1:
+        return None
+    rotary = modules[0]
+
+    def rotate(keys: Tensor, place: Tensor) -> Tensor:
+        cosine, sine = rotary(keys, place[None])  # [1, length, rotated dimensions]
+        if cosine.shape[-1] != keys.shape[-1]:
+            return keys
+        half = keys.shape[-1] // 2
+        turned = torch.cat([-keys[..., half:], keys[..., :half]], dim=-1)
+        return keys * cosine + turned * sine
+
+    return rotate

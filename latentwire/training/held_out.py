@@ -1,0 +1,79 @@
+"""The held-out examples of a run, drawn before training so that a poor choice shows at once."""
+
+from collections.abc import Sequence
+
+from latentwire.config import Config, ConfigError
+from latentwire.data.example import Example
+from latentwire.data.sources import DataSource, Split, open_source
+from latentwire.evaluation.runner import held_out
+
+
+def open_split(config: Config, split: Split) -> DataSource:
+    """One split of the run's data."""
+    data = config.data
+    return open_source(
+        source=data.source,
+        path=data.path,
+        setting=data.setting,
+        split=split,
+        seed=config.run.seed,
+    )
+
+
+def draw_evaluation(config: Config) -> list[Example]:
+    """The examples of Stage C.
+
+    Raises:
+        ConfigError: they are all about one document.
+    """
+    return _draw(
+        config, "eval.samples", config.eval.samples, config.eval.split, "the wrong-wire control"
+    )
+
+
+def draw_validation(config: Config) -> list[Example]:
+    """The examples of every validation; none where there is no validation.
+
+    Raises:
+        ConfigError: they are all about one document.
+    """
+    if not config.validation.interval:
+        return []
+    return _draw(
+        config, "validation.samples", config.validation.samples, "validation", "a fair choice"
+    )
+
+
+def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> list[Example]:
+    examples = held_out(open_split(config, split), seed=config.run.seed, samples=samples)
+    if len({example.context for example in examples}) < 2:
+        raise ConfigError(
+            [
+                f"{key}: {samples} draws only one document of the {split} split, and {need} needs "
+                "two; use more"
+            ]
+        )
+    return examples
+
+
+def held_out_problems(config: Config, *, evaluation: bool) -> list[str]:
+    """What is wrong with the draws; the data must have been checked.
+
+    Args:
+        evaluation: nothing is trained, so nothing is validated.
+    """
+    found = []
+    for draw in (draw_evaluation,) if evaluation else (draw_validation, draw_evaluation):
+        try:
+            draw(config)
+        except ConfigError as error:
+            found += error.problems
+    return found
+
+
+def num_shared_documents(validated: Sequence[Example], evaluated: Sequence[Example]) -> int:
+    """Documents of Stage C that validations read too.
+
+    The best checkpoint is chosen on them, so what Stage C finds on them is no held-out result.
+    """
+    return len({one.context for one in validated} & {other.context for other in evaluated})

@@ -1,0 +1,56 @@
+"""Whether a decoder's tokenizer can do what the prompt settings ask for, tried on real answers."""
+
+from collections.abc import Sequence
+
+from latentwire.config import Config, ConfigError
+from latentwire.data.example import Example
+from latentwire.data.prompts import prompts_for
+from latentwire.data.sources import open_source
+from latentwire.data.tokenizers import load_tokenizer
+
+_NUM_DOCUMENTS = 128
+_NO_WINDOW = 1 << 30
+
+
+def sample_examples(config: Config) -> list[Example]:
+    """Examples of the training split from documents evenly spaced over it, each answer once.
+
+    The data have to have passed ``check_source``.
+    """
+    data = config.data
+    source = open_source(
+        source=data.source,
+        path=data.path,
+        setting=data.setting,
+        split="train",
+        seed=config.run.seed,
+    )
+    step = -(-source.num_documents // _NUM_DOCUMENTS)
+    by_answer: dict[str, Example] = {}
+    for document in range(0, source.num_documents, step):
+        for example in source.examples(document):
+            by_answer.setdefault(example.answers[0], example)
+    return list(by_answer.values())
+
+
+def prompt_problems(config: Config, name: str, examples: Sequence[Example]) -> list[str]:
+    """What is wrong with the prompts of the decoder ``name``, whose model has been checked.
+
+    Args:
+        examples: as ``sample_examples`` draws them; none where the data are wrong themselves.
+    """
+    tokenizer = load_tokenizer(config.decoders[name])
+    try:
+        prompts = prompts_for(config, name, tokenizer, window=_NO_WINDOW)
+    except ConfigError as error:
+        return error.problems
+    for example in examples:
+        prompts.wire(example)
+        if prompts.merged_answers:
+            anchor, answer = config.data.anchor, example.answers[0]
+            return [
+                f"data.anchor: {anchor!r} and the answer {answer!r} are no separate tokens for "
+                f"decoders.{name}: its tokenizer merges the anchor's end with what follows; end "
+                "the anchor in another character"
+            ]
+    return []

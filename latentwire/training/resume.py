@@ -1,0 +1,133 @@
+"""Where a run goes on from: its newest checkpoint, what of it is done, and its best one so far.
+
+Rank 0 looks at the files and tells the others: on a network file system another rank may see
+another listing.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from latentwire.checkpointing import best
+from latentwire.checkpointing.best import Best, Standing
+from latentwire.checkpointing.commit import STAGES, Step, newest, stage_folder
+from latentwire.checkpointing.state import Place, place_from, read_place
+from latentwire.config import ConfigError
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.messages import broadcast_json
+from latentwire.training.preflight import Plan
+from latentwire.training.stages import Stage
+from latentwire.training.status import FILES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What Stage C evaluates."""
+
+    step: Step | None
+    """None before anything was trained."""
+    which: Literal["best", "last"]
+
+    def describe(self) -> dict[str, Any]:
+        """For ``metrics.json``."""
+        at: dict[str, Any] = {"stage": None, "step": 0}
+        if self.step is not None:
+            at = {"stage": self.step.stage, "step": self.step.number}
+        return at | {"which": self.which}
+
+
+def step_at(plan: Plan, stage: str, number: int) -> Step:
+    """The step of the run, whether it exists or not."""
+    path = stage_folder(plan.checkpoint_folder, stage) / f"step-{number:08d}"
+    return Step(path=path, stage=stage, number=number)
+
+
+def agreed_newest(plan: Plan, groups: ProcessGroups) -> tuple[Step, Place] | None:
+    """The newest step and its place in the run, the same on every rank. All must call."""
+    found = None
+    if groups.rank == 0 and (step := newest(plan.checkpoint_folder)):
+        found = [step.stage, step.number, asdict(read_place(step))]
+    found = broadcast_json(found, groups.world)
+    if found is None:
+        return None
+    stage, number, tree = found
+    return step_at(plan, stage, number), place_from(tree)
+
+
+def agreed_standing(plan: Plan, groups: ProcessGroups, place: Place | None) -> Standing:
+    """The validations' standing to go on with, ``best.json`` brought in line. All must call."""
+    standing = place.validation if place else Standing()
+    if groups.rank == 0:
+        metric = plan.config.validation.metric
+        standing, messages = best.repair(plan.checkpoint_folder, standing, metric=metric)
+        for message in messages:
+            log.warning("%s", message)
+    return Standing.from_tree(broadcast_json(asdict(standing), groups.world))
+
+
+def chosen(plan: Plan, last: Step | None, best_one: Best | None) -> Checkpoint:
+    """The checkpoint that ``eval.checkpoint`` means: the last one where nothing was validated."""
+    if plan.config.eval.checkpoint == "best" and best_one is not None:
+        return Checkpoint(step=step_at(plan, best_one.stage, best_one.step), which="best")
+    return Checkpoint(step=last, which="last")
+
+
+def agreed_chosen(
+    plan: Plan, groups: ProcessGroups, last: Step, best_one: Best | None
+) -> Checkpoint:
+    """``chosen`` for a run that is only evaluated. All must call.
+
+    Raises:
+        ConfigError: the best checkpoint is gone.
+    """
+    checkpoint = chosen(plan, last, best_one)
+    if checkpoint.which == "last" or best_one is None:
+        return checkpoint
+    is_there = groups.rank == 0 and best.find(plan.checkpoint_folder, best_one) is not None
+    if not broadcast_json(is_there, groups.world):
+        raise ConfigError(
+            [
+                f"eval.checkpoint: best, but stage {best_one.stage} step {best_one.step} is gone; "
+                "use eval.checkpoint=last"
+            ]
+        )
+    return checkpoint
+
+
+def steps_done(plan: Plan, stage: str, place: Place | None) -> int:
+    """Steps of ``stage`` that need no training any more; beyond any length where it has ended."""
+    if place is None or STAGES.index(stage) > STAGES.index(place.stage):
+        return 0
+    patience = plan.config.validation.patience
+    # A run that reached Stage B has left Stage A behind, whatever A's length says now. With more
+    # patience than before, a stage that ended early goes on.
+    if stage != place.stage or place.validation.is_exhausted(stage, patience=patience):
+        return 1 << 62
+    return place.step
+
+
+def agreed_finished(
+    plan: Plan,
+    groups: ProcessGroups,
+    stages: Sequence[Stage],
+    place: Place | None,
+    checkpoint: Checkpoint,
+) -> bool:
+    """Whether nothing is left to train, and metrics of ``checkpoint`` exist. All must call."""
+    is_trained = place is not None and all(
+        steps_done(plan, stage.name, place) >= stage.num_steps for stage in stages
+    )
+    is_evaluated = False
+    if groups.rank == 0:
+        try:
+            path = plan.run_folder / FILES["metrics"]
+            evaluated = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+            wanted = checkpoint.describe()
+            is_evaluated = all(evaluated[key] == wanted[key] for key in ("stage", "step"))
+        except (OSError, ValueError, KeyError, TypeError):
+            is_evaluated = False
+    return bool(broadcast_json(is_evaluated, groups.world)) and is_trained

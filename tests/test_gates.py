@@ -1,0 +1,218 @@
+"""The gates for every encoder with every way into a decoder; a third of them in the short tier."""
+
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import torch
+from conftest import small_overrides
+from gates import COMBINATIONS, SHORT
+from torch import Tensor
+
+from latentwire import config_file
+from latentwire.data.loader import decoder_batch, global_batch
+from latentwire.decoders.generation import greedy
+from latentwire.evaluation.arms import LATENT
+from latentwire.evaluation.runner import evaluate
+from latentwire.objectives.tokens import token_losses
+from latentwire.testing import run_distributed
+from latentwire.wire.unit import Injection
+
+EVERY = [
+    pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in COMBINATIONS
+]
+NUM_OVERFIT = 64
+
+
+def settled(wire: Any, *, std: float = 0.05) -> None:
+    """Weights as training leaves them: what starts near zero is not near zero any more."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in wire.units.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(std * noise)
+
+
+def one_row(wire: Injection, row: int) -> Injection:
+    """The wire of one text."""
+    added = None if wire.added is None else wire.added[row : row + 1]
+    return Injection(vectors=wire.vectors[row : row + 1], added=added)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_loss_is_what_the_decoder_says_token_by_token(
+    name: str, pair: Path, tmp_path: Path
+) -> None:
+    """Gate 1, and that decoding step by step is teacher forcing: one example alone, one token at
+    a time, has the loss it has in a batch."""
+    overrides = small_overrides(pair, tmp_path, "train.batch_size=6", *COMBINATIONS[name])
+    reference = jobs.SingleProcess(overrides)
+    settled(reference.wire)
+    step = jobs.make_stage(reference.config).plan(1)
+    for decoder_name, decoder in reference.decoders.items():
+        prompts, tokenizer = reference.prompts[decoder_name], reference.tokenizer
+        batch = global_batch(step.examples, prompts)
+        with torch.no_grad():
+            wire = reference.inject(decoder_name, batch)
+            own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
+            logits = decoder.answer_logits(own.latents_prompt, wire)
+            losses = token_losses(logits, own.latents_prompt.targets)
+            lengths = own.latents_prompt.target_mask.sum(1).tolist()
+            for index, found in enumerate(losses.split(lengths)):
+                alone = global_batch([batch.examples[index]], prompts)
+                row = own.texts.index(batch.text_of[index])
+                asked = decoder_batch(
+                    alone, prompts, tokenizer, part=0, num_parts=1, answers=False
+                ).latents_prompt
+                answer = prompts.wire(batch.examples[index]).answer
+                by_hand = token_by_token(decoder, asked, one_row(wire, row), answer)
+                torch.testing.assert_close(found, by_hand, atol=2e-4, rtol=1e-4)
+
+
+def token_by_token(decoder: Any, asked: Any, wire: Injection, answer: tuple[int, ...]) -> Tensor:
+    """The loss of each answer token, each read by a forward of its own."""
+    context = decoder.read(asked, wire)
+    logits, _ = decoder.continue_from(
+        context, asked.suffix_ids, asked.suffix_mask, asked.suffix_positions, asked.columns
+    )
+    position = asked.suffix_positions[:, -1:]
+    losses = []
+    for token in answer:
+        losses.append(-logits[0, -1].double().log_softmax(-1)[token])
+        position = position + 1
+        ids = torch.tensor([[token]])
+        real = torch.ones_like(ids, dtype=torch.bool)
+        logits, _ = decoder.continue_from(context, ids, real, position, torch.tensor([0]))
+    return torch.stack(losses).float()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_generation_is_teacher_forcing_of_what_it_generates(
+    name: str, pair: Path, tmp_path: Path
+) -> None:
+    overrides = small_overrides(pair, tmp_path, "train.batch_size=6", *COMBINATIONS[name])
+    reference = jobs.SingleProcess(overrides)
+    settled(reference.wire)
+    step = jobs.make_stage(reference.config).plan(1)
+    for decoder_name, decoder in reference.decoders.items():
+        prompts, tokenizer = reference.prompts[decoder_name], reference.tokenizer
+        batch = global_batch(step.examples, prompts)
+        with torch.no_grad():
+            wire = reference.inject(decoder_name, batch)
+            asked = decoder_batch(
+                batch, prompts, tokenizer, part=0, num_parts=1, answers=False
+            ).latents_prompt
+            generated = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=5, wire=wire)
+            for index, tokens in enumerate(generated.tolist()):
+                context = decoder.read(asked, wire)
+                ids = torch.cat([asked.suffix_ids, generated[:, :-1]], dim=1)
+                mask = torch.cat(
+                    [asked.suffix_mask, torch.ones_like(generated[:, :-1], dtype=torch.bool)], 1
+                )
+                after = asked.suffix_positions[:, -1:] + torch.arange(1, generated.shape[1])
+                positions = torch.cat([asked.suffix_positions, after], dim=1)
+                columns = torch.arange(asked.suffix_ids.shape[1] - 1, ids.shape[1])
+                logits, _ = decoder.continue_from(context, ids, mask, positions, columns)
+                forced = logits[index].argmax(-1).tolist()
+                end = tokens.index(prompts.eos) + 1 if prompts.eos in tokens else len(tokens)
+                assert forced[:end] == tokens[:end]
+                break  # one forward checks all rows alike; the first is enough
+
+
+def connected_on_rank(
+    rank: int, world_size: int, overrides: list[str], names: list[str]
+) -> dict[str, Any]:
+    """Gates 3 and 5 in one process: the wire's reach before and after a resume, and whether the
+    resumed training is the uninterrupted one, bit by bit."""
+    found: dict[str, Any] = {}
+    for name in names:
+        config = config_file.load("smoke", [*overrides, *COMBINATIONS[name]])
+        stage = jobs.make_stage(config)
+        straight, broken = jobs.make_job(config, world_size), jobs.make_job(config, world_size)
+        for step in range(1, 5):
+            jobs.make_trainer(straight).step(stage.plan(step))
+        for step in range(1, 3):
+            jobs.make_trainer(broken).step(stage.plan(step))
+        resumed = jobs.make_job(config, world_size)
+        for key, unit in resumed.units.items():
+            state = broken.units[key].export_state()
+            assert state is not None
+            unit.import_state(state)
+        reached = {"trained": reach(broken), "resumed": reach(resumed)}
+        for step in range(3, 5):
+            jobs.make_trainer(resumed).step(stage.plan(step))
+        expected, again = jobs.exported(straight), jobs.exported(resumed)
+        different = [key for key in expected if not torch.equal(expected[key], again[key])]
+        found[name] = {"reached": reached, "different": different}
+    return found
+
+
+def reach(job: Any) -> dict[str, float]:
+    """Norm of d(logits)/d(wire) in evaluation, by decoder."""
+    job.wire.eval()
+    examples = jobs.make_stage(job.config).plan(9).examples
+    batch = global_batch(examples, job.any_prompts)
+    latents = job.latents(batch).detach().requires_grad_(True)
+    norms = {}
+    for name, decoder in job.decoders.items():
+        own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
+        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
+        (grad,) = torch.autograd.grad(logits.square().sum(), latents)
+        norms[name] = float(grad.norm())
+    job.wire.train()
+    return norms
+
+
+@pytest.mark.parametrize(
+    "names", [list(SHORT), pytest.param(sorted(COMBINATIONS), marks=pytest.mark.slow)]
+)
+def test_wire_reaches_the_logits_and_a_resume_is_exact(
+    names: list[str], pair: Path, tmp_path: Path
+) -> None:
+    overrides = small_overrides(pair, tmp_path, "sharding.backend=fsdp", "placement=colocated")
+    (found,) = run_distributed(connected_on_rank, 1, overrides, names, timeout=280)
+    for name, result in found.items():
+        for when, norms in result["reached"].items():
+            assert set(norms) == {"llama", "qwen"}
+            assert all(norm > 1e-4 for norm in norms.values()), (name, when, norms)
+        assert not result["different"], name
+
+
+def overfit_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, float]:
+    config = config_file.load("smoke", overrides)
+    job = jobs.make_job(config, world_size)
+    stage = jobs.make_stage(config, "B")
+    trainer = jobs.make_trainer(job)
+    for step in range(1, stage.num_steps + 1):
+        trainer.step(stage.plan(step))
+    seen = {example: None for step in (1, 2) for example in stage.plan(step).examples}
+    assert len(seen) == NUM_OVERFIT
+    result = evaluate(job, list(seen), arms=[LATENT])
+    if result is None:
+        return {}
+    return {name: d["arms"]["latent"]["em"] for name, d in result[0]["decoders"].items()}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sixty_four_examples_are_learnt_through_the_wire(
+    name: str, embedded_pair: Path, tmp_path: Path
+) -> None:
+    """Gate 4."""
+    overrides = small_overrides(
+        embedded_pair,
+        tmp_path,
+        "objectives.kd=0",
+        "wire.d_z=128",
+        f"data.samples={NUM_OVERFIT}",
+        f"train.batch_size={NUM_OVERFIT // 2}",
+        "train.stage_b.steps=120",
+        "train.stage_b.warmup_steps=10",
+        "diagnostics.log_interval=1000",
+        "diagnostics.grad_diag_interval=0",
+        f"eval.batch_size={NUM_OVERFIT}",
+        *COMBINATIONS[name],
+    )
+    scores = run_distributed(overfit_on_rank, 2, overrides, timeout=280)[0]
+    assert scores.keys() == {"llama", "qwen"}
+    assert all(em > 0.9 for em in scores.values()), scores

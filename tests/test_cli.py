@@ -1,5 +1,6 @@
 """The commands as a user gives them: what is refused, what is printed, and with which code."""
 
+import importlib.util
 import json
 import signal
 import subprocess
@@ -13,7 +14,6 @@ from launching import command, python, status
 
 from latentwire import cli
 from latentwire.train import main
-from latentwire.training import preflight
 
 
 def test_every_problem_is_reported_at_once(
@@ -99,7 +99,7 @@ def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     overrides = ("sharding.backend=deepspeed", "decoders.qwen.quantization=nf4")
     assert main(small_overrides(pair, tmp_path, *overrides)) == 2
     message = capsys.readouterr().err

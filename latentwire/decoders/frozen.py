@@ -11,11 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from latentwire.config import DecoderConfig
 from latentwire.data.batch import PromptBatch
-from latentwire.data.tokenizers import load_tokenizer
 from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
 from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
 from latentwire.decoders.lora import LoraSlots
@@ -280,33 +277,3 @@ class FrozenDecoder:
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora
         return nullcontext() if self.lora is None else self.lora.using(lora)
-
-
-def load_decoder(
-    name: str, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
-) -> FrozenDecoder:
-    """Loads a decoder by folder or hub id, frozen, on one device."""
-    common: dict[str, Any] = {
-        "revision": config.revision,
-        "trust_remote_code": config.trust_remote_code,
-    }
-    extra: dict[str, Any] = {}
-    if config.quantization == "nf4":
-        from transformers import BitsAndBytesConfig
-
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-        extra["device_map"] = {"": device}
-    model = AutoModelForCausalLM.from_pretrained(
-        config.model,
-        dtype=dtype,
-        attn_implementation="sdpa",
-        use_safetensors=True,
-        **common,
-        **extra,
-    )
-    if config.quantization == "none":
-        model = model.to(device)
-    targets = config.lora.targets if config.lora.rank else None
-    return FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets)

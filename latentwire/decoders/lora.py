@@ -37,24 +37,25 @@ class LoraSlots:
         self.features: Mapping[str, tuple[int, int]] = {
             name: (module.in_features, module.out_features) for name, module in linears.items()
         }
-        self._active: Updates = {}
+        self.active: Updates = {}
+        """The updates in use."""
         for name, module in linears.items():
             module.register_forward_hook(self._hook(name))
 
     @contextmanager
     def using(self, updates: Updates) -> Iterator[None]:
         """The decoder with ``updates``; without any it is its frozen self."""
-        before, self._active = self._active, updates
+        before, self.active = self.active, updates
         try:
             yield
         finally:
-            self._active = before
+            self.active = before
 
     def _hook(self, name: str) -> Any:
         def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if name not in self._active:
+            if name not in self.active:
                 return output
-            down, up = self._active[name]
+            down, up = self.active[name]
             x = inputs[0].to(down.dtype)
             update: Tensor = (x @ down.T) @ up.T
             return output + update.to(output.dtype)

@@ -5,13 +5,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from latentwire.config import OptimConfig
 
 NamedParameters = list[tuple[str, nn.Parameter]]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """torch's names of the first and second moment."""
+
+
+def parameter_groups(
+    groups: Mapping[str, NamedParameters], optim: OptimConfig
+) -> list[dict[str, Any]]:
+    """An optimizer's groups, from parameters by the learning rate they follow.
+
+    Matrices decay, vectors do not.
+    """
+    members = [
+        {
+            "name": name,
+            "params": [p for _, p in named if (p.ndim >= 2) == matrices],
+            "weight_decay": optim.weight_decay if matrices else 0.0,
+        }
+        for name, named in groups.items()
+        for matrices in (True, False)
+    ]
+    return [group for group in members if group["params"]]
 
 
 class ScaledAdamW:
@@ -21,21 +40,12 @@ class ScaledAdamW:
     put the gradients by then: in sharded parameters, or in its flat partitions.
 
     Args:
-        groups: parameters by the learning rate they follow. Matrices decay, vectors do not.
+        groups: parameters by the learning rate they follow.
     """
 
     def __init__(self, groups: Mapping[str, NamedParameters], optim: OptimConfig) -> None:
-        members = [
-            {
-                "name": name,
-                "params": [p for _, p in named if (p.ndim >= 2) == matrices],
-                "weight_decay": optim.weight_decay if matrices else 0.0,
-            }
-            for name, named in groups.items()
-            for matrices in (True, False)
-        ]
         self.optimizer = torch.optim.AdamW(
-            [group for group in members if group["params"]],
+            parameter_groups(groups, optim),
             betas=(optim.beta1, optim.beta2),
             lr=0.0,
             fused=True,
@@ -85,3 +95,12 @@ def num_bytes(tensor: Tensor) -> int:
     """Bytes of this rank's part of a tensor."""
     part = local(tensor)
     return part.numel() * part.element_size()
+
+
+def shard_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every rank has read from the same file, sharded as ``like`` is."""
+    assert isinstance(like, DTensor)
+    # No rank sends anything.
+    return distribute_tensor(
+        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )

@@ -5,12 +5,48 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from latentwire.config import OptimConfig
-from latentwire.distributed.adamw import MOMENTS, NamedParameters, ScaledAdamW, local, num_bytes
+from latentwire.distributed.adamw import (
+    MOMENTS,
+    NamedParameters,
+    ScaledAdamW,
+    local,
+    num_bytes,
+    shard_like,
+)
+from latentwire.distributed.adamw8bit import ScaledAdamW8bit
 from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import UnitState, check_fits, gather_state
+
+SCALES = ".scales"
+"""Ends the name under which a checkpoint holds the scales of a quantised moment."""
+
+
+class ShardedAdamW(ScaledAdamW):
+    """``ScaledAdamW`` over DTensors, whose moments are DTensors too."""
+
+    def moment(self, parameter: Tensor, key: str) -> Tensor:
+        """A moment, sharded like its parameter; zeros if no example ever reached that."""
+        state = self.optimizer.state.get(parameter, {})
+        return state[key] if state else torch.zeros_like(parameter)
+
+    def scales(self, parameter: Tensor, key: str) -> Tensor | None:
+        """None: nothing is quantised; see ``ScaledAdamW8bit.scales``."""
+        return None
+
+    def set_moment(
+        self, parameter: Tensor, key: str, whole: Tensor, *, scales: Tensor | None, num_steps: int
+    ) -> None:
+        """Takes over a whole moment."""
+        assert scales is None, "a run keeps its optimizer"
+        self.state_of(parameter, num_steps=num_steps)[key] = shard_like(whole, parameter)
+
+    def moment_bytes(self) -> int:
+        """Bytes of both moments on this rank."""
+        state = self.optimizer.state
+        return sum(num_bytes(state[p][key]) for p in state for key in MOMENTS)
 
 
 class FsdpUnit:
@@ -33,7 +69,8 @@ class FsdpUnit:
         groups: Mapping[str, NamedParameters] = module.parameter_groups()  # type: ignore[operator]
         self._named = {name: p for members in groups.values() for name, p in members}
         self.num_parameters = sum(p.numel() for p in self._named.values())
-        self._adamw = ScaledAdamW(groups, optim)
+        kind = ScaledAdamW8bit if optim.optimizer == "adamw8bit" else ShardedAdamW
+        self._adamw: ScaledAdamW8bit | ShardedAdamW = kind(groups, optim)
 
     def set_sync(self, enabled: bool) -> None:
         assert isinstance(self.module, FSDPModule)
@@ -51,24 +88,26 @@ class FsdpUnit:
         self._adamw.optimizer.step()
 
     def zero_grad(self) -> None:
-        self._adamw.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._named.values():
+            parameter.grad = None
 
     def state_bytes(self) -> int:
-        state = self._adamw.optimizer.state
-        moments = sum(num_bytes(state[p][key]) for p in state for key in MOMENTS)
-        return moments + sum(num_bytes(p) for p in self._named.values())
+        return self._adamw.moment_bytes() + sum(num_bytes(p) for p in self._named.values())
 
     def export_state(self) -> UnitState | None:
         def read(name: str, moment: str | None) -> Tensor:
             parameter = self._named[name]
-            own: Tensor = parameter
-            if moment is not None:
-                # A parameter that no example ever reached has no moments yet.
-                state = self._adamw.optimizer.state.get(parameter, {})
-                own = state[moment] if state else torch.zeros_like(parameter)
+            own = parameter if moment is None else self._adamw.moment(parameter, moment)
             return own.full_tensor() if isinstance(own, DTensor) else own
 
-        return gather_state(read, self._named, self._group, num_steps=self._adamw.num_steps)
+        num_steps = self._adamw.num_steps
+        state = gather_state(read, self._named, self._group, num_steps=num_steps)
+        for name, parameter in self._named.items() if num_steps else ():
+            for moment in MOMENTS:
+                scales = self._adamw.scales(parameter, moment)
+                if state is not None and scales is not None:
+                    state.moments[moment][name + SCALES] = scales.cpu()
+        return state
 
     def import_state(self, state: UnitState) -> None:
         shapes = {name: parameter.shape for name, parameter in self._named.items()}
@@ -79,20 +118,17 @@ class FsdpUnit:
                 part.reshard()
         with torch.no_grad():
             for name, parameter in self._named.items():
-                parameter.copy_(self._shard_like(state.weights[name], parameter))
+                parameter.copy_(shard_like(state.weights[name], parameter))
         for moment, tensors in state.moments.items():
-            for name, whole in tensors.items():
-                parameter = self._named[name]
-                own = self._adamw.state_of(parameter, num_steps=state.num_steps)
-                own[moment] = self._shard_like(whole, parameter)
-
-    @staticmethod
-    def _shard_like(whole: Tensor, like: nn.Parameter) -> Tensor:
-        assert isinstance(like, DTensor)
-        # Every rank read the same file, so no rank sends anything.
-        return distribute_tensor(
-            whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
-        )
+            for name, parameter in self._named.items():
+                if name in tensors:
+                    self._adamw.set_moment(
+                        parameter,
+                        moment,
+                        tensors[name],
+                        scales=tensors.get(name + SCALES),
+                        num_steps=state.num_steps,
+                    )
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -19,6 +19,7 @@ class UnitState:
     weights: dict[str, Tensor]
     """fp32 master weights."""
     first_moments: dict[str, Tensor]
+    """fp32; of an 8-bit optimizer the codes, and the scales under names of their own."""
     second_moments: dict[str, Tensor]
     num_steps: int
     """Optimizer steps taken."""
@@ -50,7 +51,7 @@ class ShardedUnit(Protocol):
         """Forgets all gradients, in every buffer that holds a part of them."""
 
     def state_bytes(self) -> int:
-        """Bytes of fp32 master weights and moments on this rank."""
+        """Bytes of fp32 master weights and of moments on this rank."""
 
     def export_state(self) -> UnitState | None:
         """The whole state on the group's first rank, None elsewhere. All members must call."""

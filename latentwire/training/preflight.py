@@ -4,7 +4,6 @@ Models, data, layout, installed extras and the existing run are looked at; every
 reported at once.
 """
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
 from latentwire.data.tokenizers import load_tokenizer
 from latentwire.diagnostics.stream import is_stream
+from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
@@ -167,15 +167,30 @@ def _extra_problems(config: Config) -> list[str]:
                 "sharding.backend: 'deepspeed' is not installed; "
                 "pip install 'latentwire[deepspeed]', or use sharding.backend=fsdp"
             )
-    for name, decoder in config.decoders.items():
-        if decoder.quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
-            found.append(
-                f"decoders.{name}.quantization: '{decoder.quantization}' needs bitsandbytes; "
-                "pip install 'latentwire[quant]', or use none"
-            )
-    has_gpu = torch.cuda.is_available()
-    if config.precision == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
+    found += _bitsandbytes_problems(config)
+    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
+    if config.precision == "bf16" and not has_bf16:
         found.append("precision: this GPU has no bf16; use fp32")
+    found += [
+        f"decoders.{name}.precision: this GPU has no bf16; use fp32"
+        for name, decoder in config.decoders.items()
+        if decoder.precision == "bf16" and not has_bf16
+    ]
+    return found
+
+
+def _bitsandbytes_problems(config: Config) -> list[str]:
+    # The library takes seconds to import, so only whoever asks for it waits.
+    quantised = {n: d.quantization for n, d in config.decoders.items() if d.quantization != "none"}
+    found = []
+    if quantised and (problem := library_problem(optimizer=False)):
+        found += [
+            f"decoders.{name}.quantization: '{kind}' {problem}, or use none"
+            for name, kind in quantised.items()
+        ]
+    optimizer = config.optim.optimizer
+    if optimizer == "adamw8bit" and (problem := library_problem(optimizer=True)):
+        found.append(f"optim.optimizer: '{optimizer}' {problem}, or use adamw")
     return found
 
 
@@ -247,6 +262,12 @@ def _loading_problems(
             found.append(
                 f"objectives.span_layer: {span.span_layer}, but {key}.model has {num_layers} "
                 f"layers; use at most {num_layers}"
+            )
+        already = getattr(model, "quantization_config", None)
+        if settings.quantization != "none" and already is not None:
+            found.append(
+                f"{key}.quantization: '{settings.quantization}', but {settings.model} is quantised "
+                "already; give the model it was made from"
             )
     return found
 

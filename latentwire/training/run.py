@@ -22,6 +22,7 @@ from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume
+from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
@@ -64,6 +65,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         step, place = found or (None, None)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
+        _report_early_end(plan, stages, place)
         checkpoint = resume.chosen(plan, step, standing.best)
         if resume.agreed_finished(plan, groups, stages, place, checkpoint):
             return _show_finished(plan, groups)
@@ -71,6 +73,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         if groups.rank == 0:
             _warn_of_shared(validated, examples)
         job = assemble(config, groups)
+        frozen = FrozenCheck(job)
         _report_units(job)
         if step is not None:
             state.restore(step, job.units)
@@ -80,7 +83,9 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         reason = _train_stages(plan, job, stages, place, validator, stop)
         if reason:
             return _stopped(plan, groups, reason)
-        return _evaluate(plan, job, examples, _load_chosen(plan, job, validator), stop)
+        frozen.verify()
+        checkpoint = _load_chosen(plan, job, validator)
+        return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 
 def evaluate_only(plan: Plan) -> Outcome:
@@ -99,9 +104,10 @@ def evaluate_only(plan: Plan) -> Outcome:
     examples = draw_evaluation(config)
     checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
     job = assemble(config, groups)
+    frozen = FrozenCheck(job)
     _load(checkpoint, job)
     with StopRequest() as stop:
-        return _evaluate(plan, job, examples, checkpoint, stop)
+        return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 
 def _load_chosen(plan: Plan, job: Job, validator: Validator) -> Checkpoint:
@@ -121,10 +127,15 @@ def _load(checkpoint: Checkpoint, job: Job) -> None:
 
 
 def _evaluate(
-    plan: Plan, job: Job, examples: Sequence[Example], checkpoint: Checkpoint, stop: StopRequest
+    plan: Plan,
+    job: Job,
+    frozen: FrozenCheck,
+    examples: Sequence[Example],
+    checkpoint: Checkpoint,
+    stop: StopRequest,
 ) -> Outcome:
     try:
-        evaluate_into_folder(plan, job, examples, checkpoint=checkpoint, stop=stop)
+        evaluate_into_folder(plan, job, frozen, examples, checkpoint=checkpoint, stop=stop)
     except Interrupted as request:
         return _stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
@@ -147,6 +158,18 @@ def _open_stream(
     stream = DiagnosticsStream(path, run=plan.config.run.tag, world=groups.world)
     stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
     return stream
+
+
+def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
+    for stage in stages:
+        if place is None or stage.name != place.stage or place.step >= stage.num_steps:
+            continue
+        if resume.steps_done(plan, stage.name, place) > place.step:
+            log.info(
+                "stage %s ended early with step %d; more validation.patience would go on",
+                stage.name,
+                place.step,
+            )
 
 
 def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:

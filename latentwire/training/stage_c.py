@@ -16,6 +16,7 @@ from latentwire.evaluation.gist import gist_scores
 from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
+from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import open_split
 from latentwire.training.preflight import Plan
 from latentwire.training.resume import Checkpoint
@@ -36,6 +37,7 @@ def open_source_for(plan: Plan, split: Split) -> DataSource:
 def evaluate_into_folder(
     plan: Plan,
     job: Job,
+    frozen: FrozenCheck,
     examples: Sequence[Example],
     *,
     checkpoint: Checkpoint,
@@ -48,6 +50,7 @@ def evaluate_into_folder(
 
     Raises:
         Interrupted: ``stop`` was asked for; nothing was written.
+        RuntimeError: a decoder changed since ``frozen`` saw it; nothing was written.
     """
     config = plan.config
     log.info(
@@ -64,10 +67,12 @@ def evaluate_into_folder(
     )
     gists = _gists(plan, job, examples) if config.gist.use_gist_head else None
     warn_of_cuts(job, "stage C")
+    hashes = frozen.verify()
     if result is not None:
         metrics, predictions = result
         metrics["checkpoint"] = checkpoint.describe()
         metrics["split"] = config.eval.split
+        metrics["decoder_hashes"] = hashes
         for name, scores in (gists or {}).items():
             metrics["decoders"][name]["gist"] = scores
         _write_results(plan, metrics, predictions)

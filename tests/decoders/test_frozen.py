@@ -11,8 +11,9 @@ from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import Carries, DecoderPrompts, PromptTokens
-from latentwire.decoders.frozen import FrozenDecoder, load_decoder
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
+from latentwire.decoders.loading import load_decoder
 from latentwire.objectives.tokens import tf, token_losses
 from latentwire.wire.unit import Injection
 

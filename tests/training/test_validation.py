@@ -224,6 +224,7 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
     log.unlink()
     run_again_after_the_loss_of(stage_b, metrics_file)  # killed after Stage A had ended early
     assert "stage A: steps" not in log.read_text()
+    assert "stage A ended early with step 3" in log.read_text()
     assert "stage B: steps 1 to 6" in log.read_text()
     log.unlink()
     run_again_after_the_loss_of(metrics_file)  # killed in Stage C

@@ -1,0 +1,48 @@
+"""Proof that a frozen decoder is the one that was loaded: a hash over everything it holds."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+_CHUNK = 1 << 26
+"""Bytes that are on the host at a time."""
+
+
+def fingerprint(model: Any) -> dict[str, str]:
+    """The SHA-256 of each tensor that a model holds and does not train, by name.
+
+    Weights and buffers, those that no checkpoint holds included, and what belongs to a quantised
+    weight: its scales and codes. A tensor's hash covers its dtype, its shape and its bytes; of a
+    sharded one, this rank's part.
+    """
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # bitsandbytes says what a quantised weight consists of in the state dict only.
+    tensors = model.state_dict() | dict(model.named_buffers())
+    return {name: _hash(tensors[name]) for name in sorted(tensors) if name not in trained}
+
+
+def combined(fingerprints: Mapping[str, str]) -> str:
+    """One SHA-256 over the hashes of all tensors."""
+    lines = "".join(f"{name} {fingerprints[name]}\n" for name in sorted(fingerprints))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Names of tensors that differ, or are in one of both only."""
+    names = sorted(before.keys() | now.keys())
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _hash(tensor: Tensor) -> str:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    # As bytes, since NumPy has no bfloat16.
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    for chunk in data.split(_CHUNK):
+        found.update(chunk.cpu().numpy())
+    return found.hexdigest()

@@ -1,0 +1,63 @@
+"""Frozen means frozen: a run proves that its decoders end as they were loaded."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from latentwire.decoders.fingerprint import changed, combined, fingerprint
+from latentwire.distributed.assembly import Job
+from latentwire.distributed.messages import broadcast_json, gather_json
+
+log = logging.getLogger(__name__)
+
+_NAMED = 3
+"""How many changed tensors a message names."""
+
+
+class FrozenCheck:
+    """Remembers every decoder that this rank hosts as it is now."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._before = {name: fingerprint(d.model) for name, d in job.decoders.items()}
+
+    def verify(self) -> dict[str, str]:
+        """Compares every decoder with what it was. All ranks must call.
+
+        Returns:
+            Each decoder's hash, of the whole job, on every rank. Where ranks hold different parts
+            of a decoder, it is one over the parts' hashes in rank order.
+
+        Raises:
+            RuntimeError: on every rank alike, naming the decoders, ranks and tensors that differ.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, decoder in self._job.decoders.items():
+            now = fingerprint(decoder.model)
+            names = changed(self._before[name], now)
+            found[name] = {"hash": combined(now), "num": len(names), "names": names[:_NAMED]}
+        world = self._job.groups.world
+        ranks: list[dict[str, Any]] = broadcast_json(gather_json(found, world), world)
+        if problems := _problems(ranks):
+            raise RuntimeError("a frozen decoder changed: " + "; ".join(problems))
+        names = [spec.decoder for spec in self._job.groups.topology.groups]
+        hashes = {name: _hash([r[name]["hash"] for r in ranks if name in r]) for name in names}
+        log.info("decoders unchanged: %s", ", ".join(f"{n} {h}" for n, h in hashes.items()))
+        return hashes
+
+
+def _problems(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    for rank, decoders in enumerate(ranks):
+        for name, values in decoders.items():
+            if values["num"]:
+                more = values["num"] - len(values["names"])
+                tensors = ", ".join(values["names"]) + (f" and {more} more" if more else "")
+                found.append(f"'{name}' on rank {rank} ({tensors})")
+    return found
+
+
+def _hash(parts: Sequence[str]) -> str:
+    if len(set(parts)) == 1:
+        return parts[0]
+    return combined({str(index): part for index, part in enumerate(parts)})

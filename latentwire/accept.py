@@ -22,8 +22,6 @@ from latentwire.training.status import FILES, diagnostics_path, read_status
 
 FILE = "accept.json"
 _ARMS = ("text", "latent", "wrong_wire")
-_NO_GRADIENT_AT_THE_PROMPT = ("scale_l2",)
-"""Objectives of the adapter's own parameters, which the soft prompt has no part in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,14 +183,13 @@ def judge(run: RunFiles, limits: Thresholds) -> list[Check]:
 
 
 def measured_objectives(config: Config) -> list[str]:
-    """Trained objectives whose gradient at the soft prompt the diagnostics should hold."""
+    """Trained objectives whose gradient where the wire is read the diagnostics should hold."""
     only = config.diagnostics.grad_diag_components
     return [
         name
         for name, weight in config.objectives.weights.items()
         if weight > 0
         and (name != "gist" or config.gist.use_gist_head)
-        and name not in _NO_GRADIENT_AT_THE_PROMPT
         and (not only or name in only)
     ]
 

@@ -15,7 +15,11 @@ from latentwire.training.stages import Stage
 
 def stage(name: str, *overrides: str) -> Stage:
     config = config_file.load("smoke", overrides)
-    return Stage(config, name, open_source(source="profiles", path=None, split="train", seed=0))
+    data = config.data
+    source = open_source(
+        source=data.source, path=data.path, setting=data.setting, split="train", seed=0
+    )
+    return Stage(config, name, source)
 
 
 def seen(stage: Stage) -> set[tuple[str, str]]:

@@ -72,8 +72,8 @@ def global_batch(
         ratio: without draws, the ratio of every wire; None is the configuration's own.
     """
     drawn = draws or StepDraws()
-    wires: dict[tuple[str, int | None], int] = {}
-    kept: list[str] = []
+    # By text, ratio and rest: texts that begin alike may be cut to the same part.
+    wires: dict[tuple[str, int | None, str], int] = {}
     read: list[tuple[Example, int]] = []
     for example in examples:
         text = prompts.slot_text(example)
@@ -81,15 +81,12 @@ def global_batch(
         ratios = drawn.ratios_of(text) if draws else (ratio,)
         rest, text = text[cut:], text[:cut] if replace is None else replace[text]
         for at in ratios:
-            if (text, at) not in wires:
-                wires[text, at] = len(wires)
-                kept.append(rest)
-            read.append((example, wires[text, at]))
+            read.append((example, wires.setdefault((text, at, rest), len(wires))))
     return GlobalBatch(
         examples=tuple(example for example, _ in read),
-        texts=tuple(text for text, _ in wires),
-        ratios=tuple(at for _, at in wires),
-        kept=tuple(kept),
+        texts=tuple(text for text, _, _ in wires),
+        ratios=tuple(at for _, at, _ in wires),
+        kept=tuple(rest for _, _, rest in wires),
         text_of=tuple(wire for _, wire in read),
         draws=drawn,
     )

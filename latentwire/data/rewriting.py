@@ -18,16 +18,8 @@ REPEAT_CUE = "\nRepeat:"
 """Stands between a wire and its reconstruction."""
 
 
-def repeated_ids(text: str, prompts: DecoderPrompts, *, num_tokens: int) -> tuple[int, ...]:
-    """What ``ae`` supervises: the text's first tokens, ``num_tokens`` of them; 0 is all."""
-    ids = prompts.plain_ids(text)
-    return ids[:num_tokens] if num_tokens else ids
-
-
-def continued_ids(kept: str, prompts: DecoderPrompts) -> tuple[int, ...]:
-    """What ``continuation`` reads behind a wire: the first token is given, the rest supervised."""
-    ids = prompts.plain_ids(kept)
-    return ids if len(ids) > 1 else ()
+_Writing = tuple[tuple[int, ...], tuple[int, ...]]
+"""What a decoder reads behind a wire, and what it then writes; nothing where that is empty."""
 
 
 def repeat_batch(
@@ -40,23 +32,56 @@ def repeat_batch(
 ) -> tuple[PromptBatch, Tensor] | None:
     """Every wire of a part, to be written out as its text.
 
+    Args:
+        num_tokens: of the text; 0 is all of it.
+
     Returns:
         the prompts, and [supervised] how many examples read the wire of each target; None where
         there is nothing to write.
     """
-    cue = prompts.plain_ids(REPEAT_CUE)
-    answers = [repeated_ids(batch.texts[t], prompts, num_tokens=num_tokens) for t in own.texts]
-    return _written(batch, own, prompts, tokenizer, [cue] * len(answers), answers)
+    writings = [_repeated(batch, t, prompts, tokenizer, num_tokens) for t in own.texts]
+    return _written(batch, own, prompts, tokenizer, writings)
 
 
 def continue_batch(
     batch: GlobalBatch, own: DecoderBatch, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
 ) -> tuple[PromptBatch, Tensor] | None:
-    """Every wire of a part, to be gone on from with what stayed text; as ``repeat_batch``."""
-    rests = [continued_ids(batch.kept[t], prompts) for t in own.texts]
-    return _written(
-        batch, own, prompts, tokenizer, [ids[:1] for ids in rests], [ids[1:] for ids in rests]
-    )
+    """Every wire of a part, to be gone on from with what stayed text; as ``repeat_batch``. The
+    first token of the rest is given."""
+    writings = [_continued(batch, t, prompts, tokenizer) for t in own.texts]
+    return _written(batch, own, prompts, tokenizer, writings)
+
+
+def _repeated(
+    batch: GlobalBatch,
+    wire: int,
+    prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
+    num_tokens: int,
+) -> _Writing:
+    cue, ids = prompts.plain_ids(REPEAT_CUE), prompts.plain_ids(batch.texts[wire])
+    room = _room(batch, wire, prompts, tokenizer, cue)
+    return cue, ids[: min(num_tokens, room) if num_tokens else room]
+
+
+def _continued(
+    batch: GlobalBatch, wire: int, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
+) -> _Writing:
+    ids = prompts.plain_ids(batch.kept[wire])
+    cue, rest = ids[:1], ids[1:]
+    return cue, rest[: _room(batch, wire, prompts, tokenizer, cue)]
+
+
+def _room(
+    batch: GlobalBatch,
+    wire: int,
+    prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
+    cue: tuple[int, ...],
+) -> int:
+    """What the decoder's window leaves behind a wire and a cue."""
+    num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
+    return max(1, prompts.window - len(prompts.lead) - num_soft - len(cue))
 
 
 def _written(
@@ -64,18 +89,15 @@ def _written(
     own: DecoderBatch,
     prompts: DecoderPrompts,
     tokenizer: EncoderTokenizer,
-    cues: Sequence[tuple[int, ...]],
-    answers: Sequence[tuple[int, ...]],
+    writings: Sequence[_Writing],
 ) -> tuple[PromptBatch, Tensor] | None:
     rows, weights = [], []
-    for row, text in enumerate(own.texts):
-        if not answers[row]:
+    for row, (text, (cue, answer)) in enumerate(zip(own.texts, writings, strict=True)):
+        if not answer:
             continue
         num_soft = tokenizer.num_positions(batch.texts[text], batch.ratios[text])
         prefix = PrefixRow(before=prompts.lead, soft_row=row, num_soft=num_soft)
-        room = max(1, prompts.window - prefix.length - len(cues[row]))
-        answer = answers[row][:room]
-        rows.append(PromptRow(prefix=prefix, after=cues[row], answer=answer))
+        rows.append(PromptRow(prefix=prefix, after=cue, answer=answer))
         weights += [own.readers[row]] * len(answer)
     if not rows:
         return None
@@ -98,6 +120,7 @@ def gist_targets(
 def supervised_counts(
     batch: GlobalBatch,
     prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
     *,
     k: int,
     kd_positions: int,
@@ -114,10 +137,10 @@ def supervised_counts(
     by_wire = [
         (
             len(prompts.plain_ids(text)[:gist_len]),
-            len(repeated_ids(text, prompts, num_tokens=ae_tokens)),
-            max(0, len(continued_ids(kept, prompts)) - 1),
+            len(_repeated(batch, wire, prompts, tokenizer, ae_tokens)[1]),
+            len(_continued(batch, wire, prompts, tokenizer)[1]),
         )
-        for text, kept in zip(batch.texts, batch.kept, strict=True)
+        for wire, text in enumerate(batch.texts)
     ]
     gist, ae, continuation = (
         sum(by_wire[wire][part] for wire in batch.text_of) for part in range(3)

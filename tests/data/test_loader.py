@@ -119,9 +119,7 @@ def test_counts_and_readers_of_a_part(prompts: DecoderPrompts, tokenizer: Encode
 
 
 def step(prompts: DecoderPrompts) -> GlobalBatch:
-    draws = StepDraws(
-        seed="1", text_share=0.5, ratios=(2, 4), ratio_mode="summed", keep_prob=0.5
-    )
+    draws = StepDraws(seed="1", text_share=0.5, ratios=(2, 4), ratio_mode="summed", keep_prob=0.5)
     return global_batch(EXAMPLES, prompts, draws=draws)
 
 

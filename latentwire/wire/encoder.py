@@ -32,6 +32,7 @@ class Encoder(nn.Module):
         self.backbone = make_backbone(config.encoder, model)
         width = self.backbone.width
         self.pooling = make_pooling(width, wire)
+        self._private_len = wire.latent_private_len
         self._num_private = wire.latent_private_len * len(config.decoders)
         self.private = (
             QueryPooling(
@@ -55,24 +56,34 @@ class Encoder(nn.Module):
         # An empty text still shows one token, so that no row of the softmax is empty.
         real = place[None, :] < (texts.num_tokens + lead).clamp(min=1)[:, None]  # [texts, tokens]
         states = self.backbone(texts.ids, real)[:, lead:]  # [texts, tokens, width]
-        latents = self.pooling(states, texts) * texts.keep[..., None]
+        latents = self.pooling(states, texts)
         if self.private is not None:
             num_tokens = texts.num_tokens[texts.text_of]
             private = self.private(states[texts.text_of], num_tokens)
             latents = torch.cat([private, latents], dim=1)
         if len(self.refiner):
-            bias = hidden_from(self._visible(texts))[:, None, None]
+            bias = hidden_from(self._visible(texts))[:, None]
             for block in self.refiner:
                 latents = block(latents, bias)
-        refined: Tensor = latents
-        return refined
+        # At the end: a refiner would fill a dropped latent with what it sees of the others.
+        kept: Tensor = latents * self._with_private(texts.keep)[..., None]
+        return kept
 
     def _visible(self, texts: EncoderTexts) -> Tensor:
-        """[rows, private + max_latents]: what the refiner may look at."""
+        """[rows, slots, slots] of private and shared latents: which of them the refiner may look
+        at from each. What is shared stays so: only a decoder's own latents see its private ones.
+        """
         slots = torch.arange(texts.max_latents, device=texts.counts.device)
-        shared = (slots[None, :] < texts.counts[:, None]) & texts.keep
-        private = shared.new_ones(len(shared), self._num_private)
-        return torch.cat([private, shared], dim=1)
+        real = self._with_private((slots[None, :] < texts.counts[:, None]) & texts.keep)
+        # Of each slot its decoder; -1 where it is shared.
+        owner = torch.arange(self._num_private, device=slots.device) // max(1, self._private_len)
+        owner = torch.cat([owner, torch.full_like(slots, -1)])
+        may = (owner[None, :] == owner[:, None]) | (owner[None, :] == -1)
+        return may & real[:, None, :]
+
+    def _with_private(self, shared: Tensor) -> Tensor:
+        """[rows, max_latents] -> [rows, private + max_latents], True at private latents."""
+        return torch.cat([shared.new_ones(len(shared), self._num_private), shared], dim=1)
 
     def layers(self) -> list[nn.Module]:
         """The transformer layers, for sharding them one by one."""

@@ -92,15 +92,15 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    span = config.objectives if config.objectives.span > 0 else None
-    problems += model_problems("encoder", config.encoder, span)
+    if config.encoder.kind != "byte":
+        problems += model_problems("encoder", config.encoder, config.objectives)
     data = config.data
     data_problems = check_source(
         source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
     )
     examples = [] if data_problems else sample_examples(config)
     for name, decoder in config.decoders.items():
-        found = model_problems(f"decoders.{name}", decoder, span)
+        found = model_problems(f"decoders.{name}", decoder, config.objectives)
         if not any(problem.startswith(f"decoders.{name}.model:") for problem in found):
             found += prompt_problems(config, name, examples)
         problems += found
@@ -203,13 +203,9 @@ def _ds_config_problems(path: str | None) -> list[str]:
 
 
 def model_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, span: ObjectivesConfig | None = None
+    key: str, settings: EncoderConfig | DecoderConfig, objectives: ObjectivesConfig
 ) -> list[str]:
-    """What is wrong with a model's folder or hub id, its tokenizer included.
-
-    Args:
-        span: the objectives, where ``span`` is one of them.
-    """
+    """What is wrong with a model's folder or hub id, its tokenizer included."""
     model = settings.model
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -221,7 +217,7 @@ def model_problems(
         return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
     elif problem := _hub_problem(model, settings.revision):
         return [f"{key}.model: {problem}"]
-    return _loading_problems(key, settings, span)
+    return _loading_problems(key, settings, objectives)
 
 
 def _hub_problem(model: str, revision: str | None) -> str | None:
@@ -235,7 +231,7 @@ def _hub_problem(model: str, revision: str | None) -> str | None:
 
 
 def _loading_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, span: ObjectivesConfig | None
+    key: str, settings: EncoderConfig | DecoderConfig, objectives: ObjectivesConfig
 ) -> list[str]:
     from transformers import AutoConfig
 
@@ -249,20 +245,15 @@ def _loading_problems(
     except (OSError, ValueError, KeyError) as error:
         return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
     found = []
-    if span is not None and not tokenizer.is_fast:
+    if objectives.span > 0 and not tokenizer.is_fast:
         found.append(
             f"{key}.model: its tokenizer has no offsets, which objectives.span needs; "
             "set objectives.span=0"
         )
+    found += _layer_problems(key, settings, model, objectives)
     if isinstance(settings, DecoderConfig):
         if tokenizer.eos_token_id is None:
             found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
-        num_layers = getattr(model, "num_hidden_layers", None)
-        if span is not None and num_layers is not None and span.span_layer > num_layers:
-            found.append(
-                f"objectives.span_layer: {span.span_layer}, but {key}.model has {num_layers} "
-                f"layers; use at most {num_layers}"
-            )
         already = getattr(model, "quantization_config", None)
         if settings.quantization != "none" and already is not None:
             found.append(
@@ -270,6 +261,31 @@ def _loading_problems(
                 "already; give the model it was made from"
             )
     return found
+
+
+def _layer_problems(
+    key: str,
+    settings: EncoderConfig | DecoderConfig,
+    model: Any,
+    objectives: ObjectivesConfig,
+) -> list[str]:
+    """Settings that name a layer above the model's last one."""
+    num_layers = getattr(model, "num_hidden_layers", None)
+    if num_layers is None:
+        return []
+    if isinstance(settings, EncoderConfig):
+        named = {"encoder.layers": settings.layers}
+    else:
+        # Norms are measured of state whatever its weight.
+        named = {"objectives.state_layers": objectives.state_layers}
+        if objectives.span > 0:
+            named["objectives.span_layer"] = (objectives.span_layer,)
+    return [
+        f"{setting}: {max(layers)}, but {key}.model has {num_layers} layers; use at most "
+        f"{num_layers}"
+        for setting, layers in named.items()
+        if layers and max(layers) > num_layers
+    ]
 
 
 def _first_line(error: BaseException) -> str:

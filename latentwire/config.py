@@ -13,6 +13,8 @@ OBJECTIVES = (
     "tf first kce kd state span latent_align manifold scale_l2 gist ae continuation"
 ).split()
 """Names of all objectives, in the order of tables."""
+GIST_HEADS = 4
+"""Attention heads of a gist head."""
 
 
 class ConfigError(ValueError):
@@ -166,7 +168,7 @@ class GistConfig:
     gist_len: int = 48
     """How many tokens it names."""
     hidden: int = 256
-    """Width of the head."""
+    """Width of the head, a multiple of its 4 attention heads."""
     layers: int = 1
     """Its transformer layers."""
 

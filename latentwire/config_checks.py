@@ -3,7 +3,7 @@
 import math
 import re
 
-from latentwire.config import OBJECTIVES, Config, StageConfig, flatten
+from latentwire.config import GIST_HEADS, OBJECTIVES, Config, StageConfig, flatten
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -168,6 +168,13 @@ def _objective_problems(config: Config) -> list[str]:
     weights = objectives.weights | ({} if gist.use_gist_head else {"gist": 0.0})
     if not any(weight > 0 for weight in weights.values()):
         found.append("objectives: every weight is 0, so nothing would be trained")
+    elif not any(weight > 0 for name, weight in weights.items() if name != "continuation"):
+        found.append(
+            "objectives: every weight but that of continuation is 0, so steps in which no text "
+            "stays would train nothing; give another one a weight"
+        )
+    if gist.use_gist_head and gist.hidden % GIST_HEADS:
+        found.append(f"gist.hidden: {gist.hidden} must be a multiple of {GIST_HEADS}")
     if objectives.first_peak is not None and objectives.first_peak < objectives.first:
         found.append(
             f"objectives.first_peak: {objectives.first_peak} is below objectives.first "

@@ -162,6 +162,19 @@ def test_nothing_to_train_is_refused(recipe: str) -> None:
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 
+def test_continuation_alone_is_refused(recipe: str) -> None:
+    """A latent step has nothing to go on with."""
+    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span", "gist")]
+    problem = only_problem(recipe, *zero, "objectives.continuation=1")
+    assert problem.startswith("objectives: every weight but that of continuation is 0")
+    config_file.load(recipe, [*zero, "objectives.continuation=1", "objectives.ae=0.1"])
+
+
+def test_the_gist_heads_width_is_a_multiple_of_its_heads(recipe: str) -> None:
+    assert only_problem(recipe, "gist.hidden=30") == "gist.hidden: 30 must be a multiple of 4"
+    config_file.load(recipe, ["gist.hidden=30", "gist.use_gist_head=false"])
+
+
 def test_deepspeed_needs_its_file_and_fsdp_ignores_it(recipe: str) -> None:
     problem = only_problem(recipe, "sharding.backend=deepspeed")
     assert problem == "sharding.ds_config: missing; give a file, e.g. ds_configs/zero2.json"

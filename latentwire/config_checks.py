@@ -66,6 +66,8 @@ def problems(config: Config) -> list[str]:
     for key in _RATIOS:
         if any(ratio < 1 for ratio in flat[key]):
             found.append(f"{key}: {list(flat[key])} must all be 1 or more")
+        if len(set(flat[key])) < len(flat[key]):
+            found.append(f"{key}: {list(flat[key])} has a ratio more than once; name each once")
         if flat[key] and config.wire.num_latents:
             found.append(
                 f"{key}: {list(flat[key])}, but wire.num_latents={config.wire.num_latents} fixes "

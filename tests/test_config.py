@@ -162,6 +162,15 @@ def test_nothing_to_train_is_refused(recipe: str) -> None:
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 
+@pytest.mark.parametrize("key", ["train.stage_a.ratios", "train.stage_b.ratios", "eval.ratios"])
+def test_a_ratio_is_named_once(recipe: str, key: str) -> None:
+    """Two arms of one name could not be told apart."""
+    assert only_problem(recipe, f"{key}=[2,4,2]", "train.stage_a.steps=1").startswith(
+        f"{key}: [2, 4, 2] has a ratio more"
+    )
+    config_file.load(recipe, [f"{key}=[2,4]", "train.stage_a.steps=1"])
+
+
 def test_continuation_alone_is_refused(recipe: str) -> None:
     """A latent step has nothing to go on with."""
     zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span", "gist")]

@@ -70,13 +70,17 @@ class Encoder(nn.Module):
         return kept
 
     def _visible(self, texts: EncoderTexts) -> Tensor:
-        """[rows, slots, slots] of private and shared latents: which of them the refiner may look
-        at from each. What is shared stays so: only a decoder's own latents see its private ones.
+        """Which latents the refiner may look at from each: [rows, slots, slots] over private and
+        shared ones, or [rows, 1, slots] where all may see the same.
+
+        What is shared stays so: only a decoder's own latents see its private ones.
         """
         slots = torch.arange(texts.max_latents, device=texts.counts.device)
         real = self._with_private((slots[None, :] < texts.counts[:, None]) & texts.keep)
+        if not self._num_private:
+            return real[:, None]
         # Of each slot its decoder; -1 where it is shared.
-        owner = torch.arange(self._num_private, device=slots.device) // max(1, self._private_len)
+        owner = torch.arange(self._num_private, device=slots.device) // self._private_len
         owner = torch.cat([owner, torch.full_like(slots, -1)])
         may = (owner[None, :] == owner[:, None]) | (owner[None, :] == -1)
         return may & real[:, None, :]

@@ -5,6 +5,7 @@ often as examples read that wire: the sums then do not depend on which rank read
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,65 +19,76 @@ REPEAT_CUE = "\nRepeat:"
 """Stands between a wire and its reconstruction."""
 
 
-def repeated_ids(text: str, prompts: DecoderPrompts, *, num_tokens: int) -> tuple[int, ...]:
-    """What ``ae`` supervises: the text's first tokens, ``num_tokens`` of them; 0 is all."""
-    ids = prompts.plain_ids(text)
-    return ids[:num_tokens] if num_tokens else ids
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a decoder writes after one wire: a cue that it is given, and supervised tokens."""
+
+    cue: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
 
 
-def continued_ids(kept: str, prompts: DecoderPrompts) -> tuple[int, ...]:
-    """What ``continuation`` reads behind a wire: the first token is given, the rest supervised."""
-    ids = prompts.plain_ids(kept)
-    return ids if len(ids) > 1 else ()
-
-
-def repeat_batch(
+def repeated(
     batch: GlobalBatch,
-    own: DecoderBatch,
+    wire: int,
     prompts: DecoderPrompts,
     tokenizer: EncoderTokenizer,
     *,
     num_tokens: int,
+) -> Written:
+    """What ``ae`` supervises: the first tokens of what the encoder saw of the text.
+
+    Args:
+        num_tokens: how many of them; 0 is all.
+    """
+    text, ratio = batch.texts[wire], batch.ratios[wire]
+    seen = max(tokenizer.latent_ends(text, ratio), default=0)
+    ids = prompts.plain_ids(text[:seen])
+    cue = prompts.plain_ids(REPEAT_CUE)
+    room = _room(batch, wire, prompts, tokenizer, cue)
+    return Written(cue=cue, answer=ids[: min(num_tokens or room, room)])
+
+
+def continued(
+    batch: GlobalBatch, wire: int, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
+) -> Written:
+    """What ``continuation`` supervises: what stayed text, but for its first token, the cue."""
+    ids = prompts.plain_ids(batch.kept[wire])
+    return Written(cue=ids[:1], answer=ids[1:][: _room(batch, wire, prompts, tokenizer, ids[:1])])
+
+
+def _room(
+    batch: GlobalBatch,
+    wire: int,
+    prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
+    cue: tuple[int, ...],
+) -> int:
+    """Tokens that fit a decoder's window behind a wire and a cue."""
+    num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
+    return max(0, prompts.window - len(prompts.lead) - num_soft - len(cue))
+
+
+def written_batch(
+    batch: GlobalBatch,
+    own: DecoderBatch,
+    prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
+    texts: Sequence[Written],
 ) -> tuple[PromptBatch, Tensor] | None:
-    """Every wire of a part, to be written out as its text.
+    """The wires of a part, each to be gone on from with what ``texts`` holds for it.
 
     Returns:
         the prompts, and [supervised] how many examples read the wire of each target; None where
         there is nothing to write.
     """
-    cue = prompts.plain_ids(REPEAT_CUE)
-    answers = [repeated_ids(batch.texts[t], prompts, num_tokens=num_tokens) for t in own.texts]
-    return _written(batch, own, prompts, tokenizer, [cue] * len(answers), answers)
-
-
-def continue_batch(
-    batch: GlobalBatch, own: DecoderBatch, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
-) -> tuple[PromptBatch, Tensor] | None:
-    """Every wire of a part, to be gone on from with what stayed text; as ``repeat_batch``."""
-    rests = [continued_ids(batch.kept[t], prompts) for t in own.texts]
-    return _written(
-        batch, own, prompts, tokenizer, [ids[:1] for ids in rests], [ids[1:] for ids in rests]
-    )
-
-
-def _written(
-    batch: GlobalBatch,
-    own: DecoderBatch,
-    prompts: DecoderPrompts,
-    tokenizer: EncoderTokenizer,
-    cues: Sequence[tuple[int, ...]],
-    answers: Sequence[tuple[int, ...]],
-) -> tuple[PromptBatch, Tensor] | None:
     rows, weights = [], []
-    for row, text in enumerate(own.texts):
-        if not answers[row]:
+    for row, (wire, text) in enumerate(zip(own.texts, texts, strict=True)):
+        if not text.answer:
             continue
-        num_soft = tokenizer.num_positions(batch.texts[text], batch.ratios[text])
+        num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         prefix = PrefixRow(before=prompts.lead, soft_row=row, num_soft=num_soft)
-        room = max(1, prompts.window - prefix.length - len(cues[row]))
-        answer = answers[row][:room]
-        rows.append(PromptRow(prefix=prefix, after=cues[row], answer=answer))
-        weights += [own.readers[row]] * len(answer)
+        rows.append(PromptRow(prefix=prefix, after=text.cue, answer=text.answer))
+        weights += [own.readers[row]] * len(text.answer)
     if not rows:
         return None
     return prompt_batch(rows, pad=prompts.pad), torch.tensor(weights)
@@ -98,6 +110,7 @@ def gist_targets(
 def supervised_counts(
     batch: GlobalBatch,
     prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
     *,
     k: int,
     kd_positions: int,
@@ -114,10 +127,10 @@ def supervised_counts(
     by_wire = [
         (
             len(prompts.plain_ids(text)[:gist_len]),
-            len(repeated_ids(text, prompts, num_tokens=ae_tokens)),
-            max(0, len(continued_ids(kept, prompts)) - 1),
+            len(repeated(batch, wire, prompts, tokenizer, num_tokens=ae_tokens).answer),
+            len(continued(batch, wire, prompts, tokenizer).answer),
         )
-        for text, kept in zip(batch.texts, batch.kept, strict=True)
+        for wire, text in enumerate(batch.texts)
     ]
     gist, ae, continuation = (
         sum(by_wire[wire][part] for wire in batch.text_of) for part in range(3)

@@ -219,7 +219,8 @@ class FrozenDecoder:
 
         Args:
             positions: [rows, length], counted from the prompt's first token.
-            layers: whose states are wanted too, n for those after the n-th.
+            layers: whose states are wanted too, n for those after the n-th; those of the last
+                come after the final norm.
 
         Returns:
             logits [rows, kept, vocabulary] at ``columns`` of ``ids``, and of each of ``layers``

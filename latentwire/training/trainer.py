@@ -154,6 +154,7 @@ class Trainer:
             name: supervised_counts(
                 batch,
                 prompts,
+                job.tokenizer,
                 k=plan.k,
                 kd_positions=objectives.kd_positions,
                 gist_len=job.config.gist.gist_len,

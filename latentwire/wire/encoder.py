@@ -32,6 +32,7 @@ class Encoder(nn.Module):
         self.backbone = make_backbone(config.encoder, model)
         width = self.backbone.width
         self.pooling = make_pooling(width, wire)
+        self._private_len = wire.latent_private_len
         self._num_private = wire.latent_private_len * len(config.decoders)
         self.private = (
             QueryPooling(
@@ -61,18 +62,28 @@ class Encoder(nn.Module):
             private = self.private(states[texts.text_of], num_tokens)
             latents = torch.cat([private, latents], dim=1)
         if len(self.refiner):
-            bias = hidden_from(self._visible(texts))[:, None, None]
+            bias = hidden_from(self._visible(texts))[:, None]
             for block in self.refiner:
                 latents = block(latents, bias)
+            private = texts.keep.new_ones(len(texts.keep), self._num_private)
+            # What is dropped stays dropped, for what a latent itself becomes too.
+            latents = latents * torch.cat([private, texts.keep], dim=1)[..., None]
         refined: Tensor = latents
         return refined
 
     def _visible(self, texts: EncoderTexts) -> Tensor:
-        """[rows, private + max_latents]: what the refiner may look at."""
+        """[rows, private + max_latents, private + max_latents]: whom a latent may look at in the
+        refiner. All see the shared ones that are kept; a decoder's private ones see each other
+        too, and no other latent sees them."""
         slots = torch.arange(texts.max_latents, device=texts.counts.device)
         shared = (slots[None, :] < texts.counts[:, None]) & texts.keep
-        private = shared.new_ones(len(shared), self._num_private)
-        return torch.cat([private, shared], dim=1)
+        width = self._num_private + texts.max_latents
+        visible = nn.functional.pad(shared, (self._num_private, 0))[:, None].repeat(1, width, 1)
+        place = torch.arange(self._num_private, device=slots.device)
+        owner = place // max(1, self._private_len)
+        own = owner[:, None] == owner[None, :]
+        visible[:, : self._num_private, : self._num_private] = own
+        return visible
 
     def layers(self) -> list[nn.Module]:
         """The transformer layers, for sharding them one by one."""

@@ -20,13 +20,13 @@ class GistHead(nn.Module):
         hidden_size: the decoder's.
     """
 
-    _HEADS = 4
-
     def __init__(self, d_z: int, hidden_size: int, config: GistConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.gist_len, config.hidden) * 0.02)
-        self.read = Block(config.hidden, self._HEADS, source_width=d_z)
-        self.blocks = nn.ModuleList(Block(config.hidden, self._HEADS) for _ in range(config.layers))
+        self.read = Block(config.hidden, config.heads, source_width=d_z)
+        self.blocks = nn.ModuleList(
+            Block(config.hidden, config.heads) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.hidden)
         self.out = nn.Linear(config.hidden, hidden_size)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))

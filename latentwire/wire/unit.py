@@ -92,7 +92,9 @@ class DecoderUnit(nn.Module):
                     d_z, d_z, config.wire.heads, num_queries=settings.deep_prefix_len
                 )
             if settings.deep_prefix_len or self.adapter is None:
-                self.filler = nn.Parameter(torch.zeros(shape.hidden_size))
+                # Not zero, where a norm's own gradient explodes.
+                filler = torch.randn(shape.hidden_size) * shape.embedding_rms
+                self.filler = nn.Parameter(filler)
         self.gist = (
             GistHead(d_z, shape.hidden_size, config.gist) if config.gist.use_gist_head else None
         )

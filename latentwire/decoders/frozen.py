@@ -113,6 +113,7 @@ class FrozenDecoder:
         return DecoderShape(
             hidden_size=self.hidden_size,
             embedding_rms=self.embedding_rms,
+            mean_embedding=self.embeddings.float().mean(0).cpu(),
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )

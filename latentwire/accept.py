@@ -183,12 +183,16 @@ def judge(run: RunFiles, limits: Thresholds) -> list[Check]:
 
 
 def measured_objectives(config: Config) -> list[str]:
-    """Trained objectives whose gradient where the wire is read the diagnostics should hold."""
+    """Trained objectives whose gradient where the wire is read the diagnostics should hold.
+
+    Continuation is there in mixed steps only, which a measured step need not be.
+    """
     only = config.diagnostics.grad_diag_components
     return [
         name
         for name, weight in config.objectives.weights.items()
         if weight > 0
+        and name != "continuation"
         and (name != "gist" or config.gist.use_gist_head)
         and (not only or name in only)
     ]

@@ -3,7 +3,7 @@
 import math
 import re
 
-from latentwire.config import GIST_HEADS, OBJECTIVES, Config, StageConfig, flatten
+from latentwire.config import OBJECTIVES, Config, StageConfig, flatten
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -11,7 +11,7 @@ _STAGES = ("train.stage_a", "train.stage_b")
 _POSITIVE = (
     "data.questions_per_context data.max_answer_tokens wire.ratio wire.d_z wire.heads "
     "wire.refiner.heads encoder.byte.width encoder.byte.layers encoder.byte.heads "
-    "adapter.hidden_mult adapter.init_scale gist.gist_len gist.hidden "
+    "adapter.hidden_mult adapter.init_scale gist.gist_len gist.hidden gist.heads "
     "objectives.k objectives.kd_temperature objectives.auto_interval optim.encoder_lr "
     "optim.adapter_lr optim.prefix_lr train.batch_size train.accumulation "
     "diagnostics.log_interval eval.batch_size eval.max_new_tokens distributed.timeout "
@@ -64,10 +64,8 @@ def problems(config: Config) -> list[str]:
     found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
     found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
     for key in _RATIOS:
-        if any(ratio < 1 for ratio in flat[key]):
-            found.append(f"{key}: {list(flat[key])} must all be 1 or more")
-        if len(set(flat[key])) < len(flat[key]):
-            found.append(f"{key}: {list(flat[key])} has a ratio more than once; name each once")
+        if any(ratio < 1 for ratio in flat[key]) or len(set(flat[key])) < len(flat[key]):
+            found.append(f"{key}: {list(flat[key])} must be 1 or more, and each of them once")
         if flat[key] and config.wire.num_latents:
             found.append(
                 f"{key}: {list(flat[key])}, but wire.num_latents={config.wire.num_latents} fixes "
@@ -136,8 +134,15 @@ def _wire_problems(config: Config) -> list[str]:
         found.append(
             f"encoder.layers: {list(encoder.layers)} are for encoder.kind=stq; remove them"
         )
+    if encoder.kind != "lm" and encoder.activation_checkpointing:
+        found.append(
+            f"encoder.activation_checkpointing: true, but encoder.kind '{encoder.kind}' trains no "
+            "language model; use false"
+        )
     if any(layer < 0 for layer in encoder.layers):
         found.append(f"encoder.layers: {list(encoder.layers)} must be 0 or more")
+    if encoder.max_tokens == 1:
+        found.append("encoder.max_tokens: 1 leaves no room for a text beside BOS; use more, or 0")
     if wire.pooling == "queries" and not wire.num_latents:
         found.append(
             "wire.num_latents: 0, but pooling 'queries' has a fixed number of latents; set it, or "
@@ -148,6 +153,7 @@ def _wire_problems(config: Config) -> list[str]:
         ("wire.heads", wire.heads, wire.d_z, pooled),
         ("wire.refiner.heads", wire.refiner.heads, wire.d_z, wire.refiner.layers),
         ("encoder.byte.heads", encoder.byte.heads, encoder.byte.width, encoder.kind == "byte"),
+        ("gist.heads", config.gist.heads, config.gist.hidden, config.gist.use_gist_head),
     ):
         if is_used and heads > 0 and width % heads:
             found.append(f"{key}: {heads} must divide the width {width}")
@@ -168,6 +174,7 @@ def _objective_problems(config: Config) -> list[str]:
     objectives, gist = config.objectives, config.gist
     found = []
     weights = objectives.weights | ({} if gist.use_gist_head else {"gist": 0.0})
+    weights["first"] = max(weights["first"], objectives.first_peak or 0.0)
     if not any(weight > 0 for weight in weights.values()):
         found.append("objectives: every weight is 0, so nothing would be trained")
     elif not any(weight > 0 for name, weight in weights.items() if name != "continuation"):
@@ -175,12 +182,16 @@ def _objective_problems(config: Config) -> list[str]:
             "objectives: every weight but that of continuation is 0, so steps in which no text "
             "stays would train nothing; give another one a weight"
         )
-    if gist.use_gist_head and gist.hidden % GIST_HEADS:
-        found.append(f"gist.hidden: {gist.hidden} must be a multiple of {GIST_HEADS}")
     if objectives.first_peak is not None and objectives.first_peak < objectives.first:
         found.append(
             f"objectives.first_peak: {objectives.first_peak} is below objectives.first "
             f"{objectives.first}, to which it falls"
+        )
+    stages = (config.train.stage_a, config.train.stage_b)
+    if weights["continuation"] > 0 and not any(s.warmup_text_latent_prob > 0 for s in stages):
+        found.append(
+            f"objectives.continuation: {weights['continuation']}, but no step is mixed, so there "
+            "is nothing to go on with; set train.stage_a.warmup_text_latent_prob, or use 0"
         )
     if objectives.k_start is not None and objectives.k_start < 1:
         found.append(f"objectives.k_start: {objectives.k_start} must be 1 or more, or null")

@@ -135,7 +135,7 @@ run_wire() {
     else
         choose_processes "$num_decoders"
         recipe=smoke
-        if [[ ${#hero[@]} == 0 ]]; then base+=(train.stage_b.steps=480); else recipe=hero; fi
+        if [[ ${#hero[@]} == 0 ]]; then base+=(train.stage_b.steps=300); else recipe=hero; fi
     fi
     # Checks the variables, and the whole configuration with the arguments behind --.
     out=$("$py" -m latentwire.cli from-env --recipe "$recipe" "${hero[@]+"${hero[@]}"}" \

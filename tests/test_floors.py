@@ -23,7 +23,7 @@ FLOORS: list[set[str]] = [
     {"decoders"},
     {"wire"},
     {"data"},
-    {"config", "config_checks", "config_file"},
+    {"config", "config_checks", "config_file", "config_model", "config_training"},
 ]
 """From the top; a module imports from its own floor and from those below."""
 STRANGERS = {frozenset({"diagnostics", "checkpointing"})}

@@ -1,36 +1,58 @@
 """What README says one can run, one can run: every command of it is checked here."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from test_accept import Run
+from test_launch import MULTI, SINGLE, start
 
 from latentwire import cli, config_file
+from latentwire.arguments import FLAGS
+from latentwire.config import OBJECTIVES, flatten
 from latentwire.distributed import topology
 from latentwire.train import main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+LAUNCH = (REPOSITORY / "launch" / "README.md").read_text(encoding="utf-8")
+RUNNERS = (f"./launch/{SINGLE}", f"./launch/{MULTI}")
+ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
 def commands() -> list[str]:
     """Every command of the bash blocks, continued lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README + LAUNCH, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := line.split("  #")[0].strip()) and words[0] != "#"]
+    found = (line.split("  #")[0].strip() for line in lines)
+    return list(dict.fromkeys(words for words in found if words and words[0] != "#"))
 
 
 def train_commands() -> list[str]:
     return [line for line in commands() if "-m latentwire." in line]
 
 
+def program(line: str) -> str:
+    """What a command starts, behind the variables it sets."""
+    return next(word for word in shlex.split(line) if not ASSIGNMENT.match(word))
+
+
+def latentwire_commands(name: str) -> list[list[str]]:
+    """The arguments of each ``latentwire <name>``."""
+    found = [shlex.split(line) for line in commands() if program(line) == ".venv/bin/latentwire"]
+    return [words[1:] for words in found if words[1] == name]
+
+
 def test_every_command_is_of_a_known_kind() -> None:
-    """What is not a trainer's command is run by test_quickstart, test_tiny, or this very suite."""
-    others = [line.split()[0] for line in commands() if line not in train_commands()]
-    known = {"./launch/quickstart.sh", "./tests/run.sh", ".venv/bin/latentwire"}
-    assert set(others) == known
-    assert len(train_commands()) >= 6
+    """What is not a trainer's command is run below, by test_quickstart, or is this very suite."""
+    others = [line for line in commands() if line not in train_commands()]
+    scripts = {"./launch/quickstart.sh", "./tests/run.sh", *RUNNERS}
+    assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
+    names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
+    assert set(names) == {"tiny", "sweep", "accept"}
+    assert len(train_commands()) >= 20
 
 
 @pytest.mark.parametrize("line", train_commands())
@@ -69,17 +91,71 @@ def test_a_trainer_command_is_valid(
         f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in range(30)
     )
     (tmp_path / "train-v1.1.json").write_text(f'{{"data": [{paragraphs}]}}')
+    hotpot = [
+        {
+            "_id": str(i),
+            "question": "which?",
+            "answer": str(i),
+            "type": "bridge",
+            "context": [[f"page {i}", [f"text {i}"]], ["other", ["more"]]],
+            "supporting_facts": [[f"page {i}", 0]],
+        }
+        for i in range(30)
+    ]
+    (tmp_path / "hotpot_train_v1.1.json").write_text(json.dumps(hotpot))
     (tmp_path / "ds_configs").symlink_to(REPOSITORY / "ds_configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     assert main(["--dry-run", *(word for word in arguments if word != "--dry-run")]) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in commands() if program(line) in RUNNERS])
+def test_a_runner_command_is_valid(line: str, embedded_pair: Path, tmp_path: Path) -> None:
+    """Dry-runs it on the CPU."""
+    words = shlex.split(line)
+    script = words.index(program(line))
+    variables = dict(word.split("=", 1) for word in words[:script])
+    dashes = [] if "--" in words else ["--"]
+    name = words[script].removeprefix("./launch/")
+    result = start(name, *words[script + 1 :], *dashes, "--dry-run", cwd=tmp_path, **variables)
+    assert result.returncode == 0, result.stderr
+    assert variables.get("RUN_TAG", "") in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("sweep"), ids=" ".join)
+def test_a_sweep_command_is_valid(
+    arguments: list[str],
+    embedded_pair: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (file,) = re.findall(r"```yaml\n(.*?)```", LAUNCH, flags=re.DOTALL)
+    (tmp_path / "ratios.yaml").write_text(file)
+    (tmp_path / "ds_configs").symlink_to(REPOSITORY / "ds_configs")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert {"ratios-ratio5", "ratios-ratio10"} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("accept"), ids=" ".join)
+def test_an_accept_command_is_valid(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(arguments[1])
+    folder.parent.mkdir()
+    Run(folder).write()
+    assert cli.main(arguments) == 0
+    assert (folder / "accept.json").is_file()
+
+
 def test_tiny_build_is_the_command_readme_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (line,) = [line for line in commands() if "tiny build" in line]
-    arguments = shlex.split(line)[1:]
+    (arguments,) = latentwire_commands("tiny")
     arguments[arguments.index("--out") + 1] = str(tmp_path)
     assert cli.main([*arguments, "--only", "llama", "--steps", "1"]) == 0
     assert (tmp_path / "llama" / "model.safetensors").is_file()
@@ -92,3 +168,23 @@ def test_the_tree_names_what_is_there() -> None:
     for name in names:
         roots = (REPOSITORY, REPOSITORY / "latentwire")
         assert any((root / name).exists() for root in roots), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_has_its_line(objective: str) -> None:
+    assert f"\n| `{objective}` |" in README
+
+
+def test_every_flag_is_named() -> None:
+    assert [name for name in FLAGS if f"`{name}" not in README] == []
+
+
+def test_every_key_is_one() -> None:
+    """Whole keys in code marks, or groups of keys; what is short for one is not looked at."""
+    keys = flatten(config_file.load("smoke", []))
+    groups = {key.split(".")[0] for key in keys if "." in key}
+    marked = re.findall(r"`([a-z_]+(?:\.[a-z0-9_]+)+)(?:=[^`]*)?`", README + LAUNCH)
+    files = {"diagnostics.jsonl", "validation.jsonl"}
+    named = {key for key in marked if key.split(".")[0] in groups} - files
+    assert len(named) > 40
+    assert [key for key in named if not any(f"{k}.".startswith(f"{key}.") for k in keys)] == []

@@ -30,6 +30,8 @@ class StepDraws:
             return len(text)
         rng = random.Random(f"{self.seed}/{text}")
         place = int(len(text) * rng.uniform(1 - self.text_share, 1.0))
+        if place >= len(text):
+            return len(text)
         space = text.rfind(" ", 0, place)
         return space if space > 0 else len(text)
 

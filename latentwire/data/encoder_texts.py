@@ -145,6 +145,11 @@ class EncoderTokenizer:
         self.cut_texts: set[int] = set()
         """Hashes of the texts that did not fit."""
 
+    @property
+    def has_deep_prefix(self) -> bool:
+        """Whether decoders read the wire in their keys and values."""
+        return self._adapter.use_deep_prefix
+
     def ids(self, text: str) -> list[int]:
         """The text's tokens, at most ``max_tokens`` of them."""
         if text not in self._cache:

@@ -72,7 +72,7 @@ def global_batch(
         ratio: without draws, the ratio of every wire; None is the configuration's own.
     """
     drawn = draws or StepDraws()
-    # By text, ratio and rest: texts that begin alike may be cut to the same part.
+    # Under ``carries: prompt`` two questions may share the wire's part and differ in the rest.
     wires: dict[tuple[str, int | None, str], int] = {}
     read: list[tuple[Example, int]] = []
     for example in examples:
@@ -81,7 +81,8 @@ def global_batch(
         ratios = drawn.ratios_of(text) if draws else (ratio,)
         rest, text = text[cut:], text[:cut] if replace is None else replace[text]
         for at in ratios:
-            read.append((example, wires.setdefault((text, at, rest), len(wires))))
+            wire = wires.setdefault((text, at, rest), len(wires))
+            read.append((example, wire))
     return GlobalBatch(
         examples=tuple(example for example, _ in read),
         texts=tuple(text for text, _, _ in wires),
@@ -122,14 +123,17 @@ def decoder_batch(
         wire = batch.text_of[index]
         tokens = prompts.wire(batch.examples[index])
         num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
-        room = max(0, prompts.room(tokens) - num_soft)
+        room = prompts.room(tokens) - num_soft
+        if room < 0:
+            prompts.long_wires.add(hash(batch.texts[wire]))
+        kept = prompts.plain_ids(batch.kept[wire])[: max(0, room)]
+        # A deep prefix is there for what is read after the prefix only.
+        slot, after = ((), kept) if tokenizer.has_deep_prefix else (kept, ())
         prefix = PrefixRow(
-            before=tokens.before,
-            soft_row=texts.index(wire),
-            num_soft=num_soft,
-            slot=prompts.plain_ids(batch.kept[wire])[:room],
+            before=tokens.before, soft_row=texts.index(wire), num_soft=num_soft, slot=slot
         )
-        rows.append(PromptRow(prefix=prefix, after=tokens.after, answer=tokens.answer))
+        row = PromptRow(prefix=prefix, after=(*after, *tokens.after), answer=tokens.answer)
+        rows.append(row)
     return DecoderBatch(
         latents_prompt=prompt_batch(rows, pad=prompts.pad, answers=answers),
         texts=texts,

@@ -102,6 +102,8 @@ class DecoderPrompts:
         self._cache: dict[tuple[str, str, str], tuple[int, ...]] = {}
         self.cut_contexts: set[int] = set()
         """Hashes of the contexts that did not fit the window."""
+        self.long_wires: set[int] = set()
+        """Hashes of the texts whose wire leaves no room for the rest of a prompt."""
         self.cut_answers: set[int] = set()
         """Hashes of the answers that were longer than ``max_answer_tokens``."""
         self.merged_answers: set[int] = set()

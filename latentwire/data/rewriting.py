@@ -5,6 +5,7 @@ often as examples read that wire: the sums then do not depend on which rank read
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,58 +19,41 @@ REPEAT_CUE = "\nRepeat:"
 """Stands between a wire and its reconstruction."""
 
 
-_Writing = tuple[tuple[int, ...], tuple[int, ...]]
-"""What a decoder reads behind a wire, and what it then writes; nothing where that is empty."""
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a decoder writes after one wire: a cue that it is given, and supervised tokens."""
+
+    cue: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
 
 
-def repeat_batch(
-    batch: GlobalBatch,
-    own: DecoderBatch,
-    prompts: DecoderPrompts,
-    tokenizer: EncoderTokenizer,
-    *,
-    num_tokens: int,
-) -> tuple[PromptBatch, Tensor] | None:
-    """Every wire of a part, to be written out as its text.
-
-    Args:
-        num_tokens: of the text; 0 is all of it.
-
-    Returns:
-        the prompts, and [supervised] how many examples read the wire of each target; None where
-        there is nothing to write.
-    """
-    writings = [_repeated(batch, t, prompts, tokenizer, num_tokens) for t in own.texts]
-    return _written(batch, own, prompts, tokenizer, writings)
-
-
-def continue_batch(
-    batch: GlobalBatch, own: DecoderBatch, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
-) -> tuple[PromptBatch, Tensor] | None:
-    """Every wire of a part, to be gone on from with what stayed text; as ``repeat_batch``. The
-    first token of the rest is given."""
-    writings = [_continued(batch, t, prompts, tokenizer) for t in own.texts]
-    return _written(batch, own, prompts, tokenizer, writings)
-
-
-def _repeated(
+def repeated(
     batch: GlobalBatch,
     wire: int,
     prompts: DecoderPrompts,
     tokenizer: EncoderTokenizer,
+    *,
     num_tokens: int,
-) -> _Writing:
-    cue, ids = prompts.plain_ids(REPEAT_CUE), prompts.plain_ids(batch.texts[wire])
+) -> Written:
+    """What ``ae`` supervises: the first tokens of what the encoder saw of the text.
+
+    Args:
+        num_tokens: how many of them; 0 is all.
+    """
+    text, ratio = batch.texts[wire], batch.ratios[wire]
+    seen = max(tokenizer.latent_ends(text, ratio), default=0)
+    ids = prompts.plain_ids(text[:seen])
+    cue = prompts.plain_ids(REPEAT_CUE)
     room = _room(batch, wire, prompts, tokenizer, cue)
-    return cue, ids[: min(num_tokens, room) if num_tokens else room]
+    return Written(cue=cue, answer=ids[: min(num_tokens or room, room)])
 
 
-def _continued(
+def continued(
     batch: GlobalBatch, wire: int, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
-) -> _Writing:
+) -> Written:
+    """What ``continuation`` supervises: what stayed text, but for its first token, the cue."""
     ids = prompts.plain_ids(batch.kept[wire])
-    cue, rest = ids[:1], ids[1:]
-    return cue, rest[: _room(batch, wire, prompts, tokenizer, cue)]
+    return Written(cue=ids[:1], answer=ids[1:][: _room(batch, wire, prompts, tokenizer, ids[:1])])
 
 
 def _room(
@@ -79,26 +63,32 @@ def _room(
     tokenizer: EncoderTokenizer,
     cue: tuple[int, ...],
 ) -> int:
-    """What the decoder's window leaves behind a wire and a cue."""
+    """Tokens that fit a decoder's window behind a wire and a cue."""
     num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
-    return max(1, prompts.window - len(prompts.lead) - num_soft - len(cue))
+    return max(0, prompts.window - len(prompts.lead) - num_soft - len(cue))
 
 
-def _written(
+def written_batch(
     batch: GlobalBatch,
     own: DecoderBatch,
     prompts: DecoderPrompts,
     tokenizer: EncoderTokenizer,
-    writings: Sequence[_Writing],
+    texts: Sequence[Written],
 ) -> tuple[PromptBatch, Tensor] | None:
+    """The wires of a part, each to be gone on from with what ``texts`` holds for it.
+
+    Returns:
+        the prompts, and [supervised] how many examples read the wire of each target; None where
+        there is nothing to write.
+    """
     rows, weights = [], []
-    for row, (text, (cue, answer)) in enumerate(zip(own.texts, writings, strict=True)):
-        if not answer:
+    for row, (wire, text) in enumerate(zip(own.texts, texts, strict=True)):
+        if not text.answer:
             continue
-        num_soft = tokenizer.num_positions(batch.texts[text], batch.ratios[text])
+        num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         prefix = PrefixRow(before=prompts.lead, soft_row=row, num_soft=num_soft)
-        rows.append(PromptRow(prefix=prefix, after=cue, answer=answer))
-        weights += [own.readers[row]] * len(answer)
+        rows.append(PromptRow(prefix=prefix, after=text.cue, answer=text.answer))
+        weights += [own.readers[row]] * len(text.answer)
     if not rows:
         return None
     return prompt_batch(rows, pad=prompts.pad), torch.tensor(weights)
@@ -137,8 +127,8 @@ def supervised_counts(
     by_wire = [
         (
             len(prompts.plain_ids(text)[:gist_len]),
-            len(_repeated(batch, wire, prompts, tokenizer, ae_tokens)[1]),
-            len(_continued(batch, wire, prompts, tokenizer)[1]),
+            len(repeated(batch, wire, prompts, tokenizer, num_tokens=ae_tokens).answer),
+            len(continued(batch, wire, prompts, tokenizer).answer),
         )
         for wire, text in enumerate(batch.texts)
     ]

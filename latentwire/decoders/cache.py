@@ -25,7 +25,8 @@ def cache_shape(name: str, cache: Any, *, num_tokens: int) -> CacheShape:
     values = [getattr(layer, "values", None) for layer in layers]
     shapes = {None if part is None else tuple(part.shape) for part in [*keys, *values]}
     shape = shapes.pop() if len(shapes) == 1 else None
-    if shape is None or len(shape) != 4 or shape[2] != num_tokens:
+    is_sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
+    if shape is None or len(shape) != 4 or shape[2] != num_tokens or is_sliding:
         raise ConfigError(
             [
                 f"adapter.use_deep_prefix: the cache of decoder '{name}' is not one of keys and "
@@ -97,7 +98,8 @@ def at_rest(cache: Any, *, first: int, rotate: Rotation | None) -> list[tuple[Te
 
 
 def rotation_of(model: nn.Module) -> Rotation | None:
-    """How a decoder turns keys by their position; None where it does not, or not all of a key.
+    """How a decoder turns keys by their position, half a key against the other half; None where it
+    has no such module. Where it turns part of a key only, the additions stay as they are.
 
     What is added to a key is turned along with it, so that it says the same wherever it stands.
     """

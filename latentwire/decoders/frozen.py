@@ -113,6 +113,7 @@ class FrozenDecoder:
         return DecoderShape(
             hidden_size=self.hidden_size,
             embedding_rms=self.embedding_rms,
+            mean_embedding=self.embeddings.float().mean(0).cpu(),
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )
@@ -219,7 +220,8 @@ class FrozenDecoder:
 
         Args:
             positions: [rows, length], counted from the prompt's first token.
-            layers: whose states are wanted too, n for those after the n-th.
+            layers: whose states are wanted too, n for those after the n-th; those of the last
+                come after the final norm.
 
         Returns:
             logits [rows, kept, vocabulary] at ``columns`` of ``ids``, and of each of ``layers``

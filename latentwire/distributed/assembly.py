@@ -107,7 +107,7 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         prompts[name] = prompts_for(
             config, name, decoders[name].tokenizer, window=decoders[name].window
         )
-    log.info("building the wire from %s", config.encoder.model)
+    log.info("building the wire: encoder %s %s", config.encoder.kind, config.encoder.model)
     with_cache = config.adapter.use_deep_prefix
     shapes = {name: d.shape(with_cache=with_cache) for name, d in decoders.items()}
     wire, tokenizer = _build(config, shapes, device)

@@ -112,6 +112,6 @@ def scale_l2(log_scale: Tensor, initial: float) -> Tensor:
         initial: the scale (not its logarithm) that training began with.
 
     Returns:
-        A scalar that is of no position: it is added once, divided by nothing.
+        A scalar that is of no position; every example counts it once.
     """
     return (in_float(log_scale).exp() / initial - 1).square().sum()

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LIMIT = 100.0
+LIMIT = 10.0
 """A multiplier is at most this and at least its inverse."""
 KEEP = 0.5
 """Part of the old multiplier, of its logarithm, in the average after a measurement."""

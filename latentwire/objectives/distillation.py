@@ -18,7 +18,7 @@ def kd(
     """KL(teacher || student) in nats, summed over positions and scaled by temperature squared.
 
     The scale keeps the gradient's size independent of the temperature (arXiv 1503.02531, sec. 2).
-    What it divides by is ``tokens.num_within(place, positions)``.
+    What it divides by is the number of positions that count.
 
     Args:
         student: logits [n, vocabulary] after the wire.
@@ -37,6 +37,8 @@ def kd(
 
 def state(student: Tensor, teacher: Tensor) -> Tensor:
     """One minus the cosine of hidden states after wire and text: mean over layers, sum over n.
+
+    The last layer's states are those after the decoder's final norm.
 
     States are compared by direction, as their lengths differ by orders between layers and between
     positions, and the decoder's own normalisation removes them. One minus the cosine is half the

@@ -36,11 +36,6 @@ def within(place: Tensor, positions: int) -> Tensor:
     return place < positions if positions else torch.ones_like(place, dtype=torch.bool)
 
 
-def num_within(place: Tensor, positions: int) -> Tensor:
-    """How many they are: what a sum over the first ``positions`` of each answer divides by."""
-    return within(place, positions).sum()
-
-
 def num_first_right(logits: Tensor, targets: Tensor, place: Tensor) -> Tensor:
     """How many answers have their first token as the model's own choice."""
     return ((logits.argmax(-1) == targets) & (place == 0)).sum()

@@ -11,6 +11,9 @@ from latentwire.objectives.balance import Balance
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import StepPlan
 
+_BALANCED = [name for name in OBJECTIVES if name != "gist"]
+"""The gist's gradient is at its own head, where no other objective's is."""
+
 
 class AutoWeights:
     """The balance of a run's objectives; without ``objectives.auto_weight`` it changes nothing.
@@ -43,7 +46,7 @@ class AutoWeights:
             plan: with the configured weights.
         """
         own = record.grad_squares()
-        totals = torch.tensor([own.get(name, 0.0) for name in OBJECTIVES], dtype=torch.float64)
+        totals = torch.tensor([own.get(name, 0.0) for name in _BALANCED], dtype=torch.float64)
         dist.all_reduce(totals, group=self._job.groups.world.bookkeeping)
-        squares = dict(zip(OBJECTIVES, totals.tolist(), strict=True))
+        squares = dict(zip(_BALANCED, totals.tolist(), strict=True))
         self.balance = self.balance.updated(plan.weights, squares)

@@ -63,6 +63,7 @@ def _shape(plan: Plan, name: str, decoder: Any) -> DecoderShape:
     return DecoderShape(
         hidden_size=config.hidden_size,
         embedding_rms=1.0,
+        mean_embedding=torch.ones(config.hidden_size),
         cache=CacheShape(
             num_layers=num_layers,
             num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,

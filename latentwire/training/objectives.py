@@ -4,9 +4,9 @@ All but reconstruction and continuation come of a single forward of the student,
 teacher where it is needed.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,7 +14,13 @@ from torch import Tensor
 from latentwire.config import OBJECTIVES, Config
 from latentwire.data.batch import PromptBatch
 from latentwire.data.loader import DecoderBatch, GlobalBatch
-from latentwire.data.rewriting import continue_batch, gist_targets, repeat_batch
+from latentwire.data.rewriting import (
+    Written,
+    continued,
+    gist_targets,
+    repeated,
+    written_batch,
+)
 from latentwire.data.spans import Spans, decoder_spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
 from latentwire.decoders.teacher import teacher
@@ -219,17 +225,21 @@ class _Part:
 
     def ae(self) -> Tensor:
         num_tokens = self.job.config.objectives.ae_tokens
-        laid_out = repeat_batch(
-            self._batch, self._own, self._prompts, self.job.tokenizer, num_tokens=num_tokens
-        )
-        return reconstruction.ae(self._written(laid_out))
+        texts = [
+            repeated(self._batch, t, self._prompts, self.job.tokenizer, num_tokens=num_tokens)
+            for t in self._own.texts
+        ]
+        return reconstruction.ae(self._written(texts))
 
     def continuation(self) -> Tensor:
-        laid_out = continue_batch(self._batch, self._own, self._prompts, self.job.tokenizer)
-        return reconstruction.continuation(self._written(laid_out))
+        texts = [
+            continued(self._batch, t, self._prompts, self.job.tokenizer) for t in self._own.texts
+        ]
+        return reconstruction.continuation(self._written(texts))
 
-    def _written(self, laid_out: tuple[PromptBatch, Tensor] | None) -> Tensor:
+    def _written(self, texts: Sequence[Written]) -> Tensor:
         """The decoder's loss at each token it writes, times how often that counts."""
+        laid_out = written_batch(self._batch, self._own, self._prompts, self.job.tokenizer, texts)
         if laid_out is None:
             return self._wire.vectors.sum()[None] * 0
         prompt, weights = laid_out[0].to(self.job.device), laid_out[1].to(self.job.device)
@@ -248,9 +258,14 @@ class _Part:
         return (values * self._readers).sum()
 
 
-@lru_cache(maxsize=8)
+_STATISTICS: WeakKeyDictionary[FrozenDecoder, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
 def _statistics(decoder: FrozenDecoder) -> tuple[Tensor, Tensor]:
-    return alignment.embedding_statistics(decoder.embeddings)
+    """Of the input embeddings, which never change."""
+    if decoder not in _STATISTICS:
+        _STATISTICS[decoder] = alignment.embedding_statistics(decoder.embeddings)
+    return _STATISTICS[decoder]
 
 
 def weighted(
@@ -258,4 +273,6 @@ def weighted(
 ) -> Tensor:
     """One decoder's loss: its normalised objectives by weight."""
     parts = [weights[name] * value for name, value in normalised.items() if weights[name] > 0]
+    # Continuation alone has nothing to say in a step where no text is left.
+    parts = parts or [0.0 * value for value in normalised.values()]
     return decoder_weight * torch.stack(parts).sum()

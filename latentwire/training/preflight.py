@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -19,19 +18,15 @@ from latentwire.checkpointing.state import changed_keys
 from latentwire.config import (
     Config,
     ConfigError,
-    DecoderConfig,
-    EncoderConfig,
-    ObjectivesConfig,
 )
-from latentwire.data.hub import hub_problem
 from latentwire.data.sources import check_source
-from latentwire.data.tokenizers import load_tokenizer
 from latentwire.diagnostics.stream import is_stream
 from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
 from latentwire.training.held_out import held_out_problems
+from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
 from latentwire.training.status import FILES
 
@@ -92,15 +87,14 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    if config.encoder.kind != "byte":
-        problems += model_problems("encoder", config.encoder, config.objectives)
+    problems += encoder_problems(config)
     data = config.data
     data_problems = check_source(
         source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
     )
     examples = [] if data_problems else sample_examples(config)
-    for name, decoder in config.decoders.items():
-        found = model_problems(f"decoders.{name}", decoder, config.objectives)
+    for name in config.decoders:
+        found = decoder_problems(config, name)
         if not any(problem.startswith(f"decoders.{name}.model:") for problem in found):
             found += prompt_problems(config, name, examples)
         problems += found
@@ -202,96 +196,6 @@ def _ds_config_problems(path: str | None) -> list[str]:
     return []
 
 
-def model_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, objectives: ObjectivesConfig
-) -> list[str]:
-    """What is wrong with a model's folder or hub id, its tokenizer included."""
-    model = settings.model
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            return [f"{key}.model: {model} holds no config.json; give a saved Hugging Face model"]
-        if not list(folder.glob("*.safetensors")):
-            return [f"{key}.model: {model} holds no *.safetensors weights; save the model as such"]
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
-        return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
-    elif problem := _hub_problem(model, settings.revision):
-        return [f"{key}.model: {problem}"]
-    return _loading_problems(key, settings, objectives)
-
-
-def _hub_problem(model: str, revision: str | None) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        cached = try_to_load_from_cache(model, "config.json", revision=revision or "main")
-    except ValueError:
-        return f"'{model}' is neither a folder nor a hub id like 'org/name'"
-    return None if isinstance(cached, str) else hub_problem(f"model '{model}'")
-
-
-def _loading_problems(
-    key: str, settings: EncoderConfig | DecoderConfig, objectives: ObjectivesConfig
-) -> list[str]:
-    from transformers import AutoConfig
-
-    common: dict[str, Any] = {
-        "revision": settings.revision,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    try:
-        model = AutoConfig.from_pretrained(settings.model, **common)
-        tokenizer = load_tokenizer(settings)
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{key}.model: '{settings.model}' cannot be loaded: {_first_line(error)}"]
-    found = []
-    if objectives.span > 0 and not tokenizer.is_fast:
-        found.append(
-            f"{key}.model: its tokenizer has no offsets, which objectives.span needs; "
-            "set objectives.span=0"
-        )
-    found += _layer_problems(key, settings, model, objectives)
-    if isinstance(settings, DecoderConfig):
-        if tokenizer.eos_token_id is None:
-            found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
-        already = getattr(model, "quantization_config", None)
-        if settings.quantization != "none" and already is not None:
-            found.append(
-                f"{key}.quantization: '{settings.quantization}', but {settings.model} is quantised "
-                "already; give the model it was made from"
-            )
-    return found
-
-
-def _layer_problems(
-    key: str,
-    settings: EncoderConfig | DecoderConfig,
-    model: Any,
-    objectives: ObjectivesConfig,
-) -> list[str]:
-    """Settings that name a layer above the model's last one."""
-    num_layers = getattr(model, "num_hidden_layers", None)
-    if num_layers is None:
-        return []
-    if isinstance(settings, EncoderConfig):
-        named = {"encoder.layers": settings.layers}
-    else:
-        # Norms are measured of state whatever its weight.
-        named = {"objectives.state_layers": objectives.state_layers}
-        if objectives.span > 0:
-            named["objectives.span_layer"] = (objectives.span_layer,)
-    return [
-        f"{setting}: {max(layers)}, but {key}.model has {num_layers} layers; use at most "
-        f"{num_layers}"
-        for setting, layers in named.items()
-        if layers and max(layers) > num_layers
-    ]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def _run_problems(
     config: Config, run_folder: Path, checkpoint_folder: Path, existing: str
 ) -> list[str]:
@@ -321,5 +225,5 @@ def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
             try:
                 return config_file.from_tree(yaml.safe_load(path.read_text(encoding="utf-8")))
             except (yaml.YAMLError, AttributeError, TypeError) as error:
-                raise ConfigError([f"{path} cannot be read: {_first_line(error)}"]) from None
+                raise ConfigError([f"{path} cannot be read: {first_line(error)}"]) from None
     return None

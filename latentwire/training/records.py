@@ -126,7 +126,7 @@ class StepRecord:
         return row | {
             "grad_norm": float(self._norm),
             "skipped": self._skipped,
-            **{f"weight_{key}": self._plan.weights[key] for key in ("first", "span")},
+            **{f"weight_{k}": w for k, w in self._plan.weights.items() if w > 0},
             **{f"lr_{group}": rate for group, rate in self._plan.rates.items()},
             "num_examples": len(self._plan.examples),
             "sec_per_step": round(self._seconds, 6),

@@ -113,6 +113,16 @@ def warn_of_cuts(job: Job, when: str) -> None:
                 name,
             )
             prompts.merged_answers.clear()
+        if prompts.long_wires:
+            log.warning(
+                "%s: the wires of %d texts and their prompts are longer than the window of %d "
+                "tokens of '%s'; use a larger wire.ratio or a smaller encoder.max_tokens",
+                when,
+                len(prompts.long_wires),
+                prompts.window,
+                name,
+            )
+            prompts.long_wires.clear()
     for what, found in cuts.items():
         if found:
             log.warning("%s: cut %d %s", when, len(found), what)

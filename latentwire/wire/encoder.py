@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         # An empty text still shows one token, so that no row of the softmax is empty.
         real = place[None, :] < (texts.num_tokens + lead).clamp(min=1)[:, None]  # [texts, tokens]
         states = self.backbone(texts.ids, real)[:, lead:]  # [texts, tokens, width]
-        latents = self.pooling(states, texts)
+        latents = self.pooling(states, texts) * texts.keep[..., None]
         if self.private is not None:
             num_tokens = texts.num_tokens[texts.text_of]
             private = self.private(states[texts.text_of], num_tokens)
@@ -65,29 +65,25 @@ class Encoder(nn.Module):
             bias = hidden_from(self._visible(texts))[:, None]
             for block in self.refiner:
                 latents = block(latents, bias)
-        # At the end: a refiner would fill a dropped latent with what it sees of the others.
-        kept: Tensor = latents * self._with_private(texts.keep)[..., None]
-        return kept
+            private = texts.keep.new_ones(len(texts.keep), self._num_private)
+            # What is dropped stays dropped, for what a latent itself becomes too.
+            latents = latents * torch.cat([private, texts.keep], dim=1)[..., None]
+        refined: Tensor = latents
+        return refined
 
     def _visible(self, texts: EncoderTexts) -> Tensor:
-        """Which latents the refiner may look at from each: [rows, slots, slots] over private and
-        shared ones, or [rows, 1, slots] where all may see the same.
-
-        What is shared stays so: only a decoder's own latents see its private ones.
-        """
+        """[rows, private + max_latents, private + max_latents]: whom a latent may look at in the
+        refiner. All see the shared ones that are kept; a decoder's private ones see each other
+        too, and no other latent sees them."""
         slots = torch.arange(texts.max_latents, device=texts.counts.device)
-        real = self._with_private((slots[None, :] < texts.counts[:, None]) & texts.keep)
-        if not self._num_private:
-            return real[:, None]
-        # Of each slot its decoder; -1 where it is shared.
-        owner = torch.arange(self._num_private, device=slots.device) // self._private_len
-        owner = torch.cat([owner, torch.full_like(slots, -1)])
-        may = (owner[None, :] == owner[:, None]) | (owner[None, :] == -1)
-        return may & real[:, None, :]
-
-    def _with_private(self, shared: Tensor) -> Tensor:
-        """[rows, max_latents] -> [rows, private + max_latents], True at private latents."""
-        return torch.cat([shared.new_ones(len(shared), self._num_private), shared], dim=1)
+        shared = (slots[None, :] < texts.counts[:, None]) & texts.keep
+        width = self._num_private + texts.max_latents
+        visible = nn.functional.pad(shared, (self._num_private, 0))[:, None].repeat(1, width, 1)
+        place = torch.arange(self._num_private, device=slots.device)
+        owner = place // max(1, self._private_len)
+        own = owner[:, None] == owner[None, :]
+        visible[:, : self._num_private, : self._num_private] = own
+        return visible
 
     def layers(self) -> list[nn.Module]:
         """The transformer layers, for sharding them one by one."""

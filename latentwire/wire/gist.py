@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from latentwire.config import GIST_HEADS, GistConfig
+from latentwire.config import GistConfig
 from latentwire.wire.attention import Block, hidden_from, sinusoid
 
 
@@ -23,8 +23,10 @@ class GistHead(nn.Module):
     def __init__(self, d_z: int, hidden_size: int, config: GistConfig) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(config.gist_len, config.hidden) * 0.02)
-        self.read = Block(config.hidden, GIST_HEADS, source_width=d_z)
-        self.blocks = nn.ModuleList(Block(config.hidden, GIST_HEADS) for _ in range(config.layers))
+        self.read = Block(config.hidden, config.heads, source_width=d_z)
+        self.blocks = nn.ModuleList(
+            Block(config.hidden, config.heads) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.hidden)
         self.out = nn.Linear(config.hidden, hidden_size)
         self.log_scale = nn.Parameter(torch.full((1,), math.log(10.0)))

@@ -22,6 +22,8 @@ class DecoderShape:
 
     hidden_size: int
     embedding_rms: float
+    mean_embedding: Tensor
+    """[hidden_size]"""
     cache: CacheShape | None = None
     """Where it has a deep prefix."""
     linears: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -92,7 +94,11 @@ class DecoderUnit(nn.Module):
                     d_z, d_z, config.wire.heads, num_queries=settings.deep_prefix_len
                 )
             if settings.deep_prefix_len or self.adapter is None:
-                self.filler = nn.Parameter(torch.zeros(shape.hidden_size))
+                # Like an input, and like none in particular. Not zero, where a norm's own gradient
+                # explodes.
+                mean = shape.mean_embedding
+                size = mean.square().mean().sqrt().clamp(min=1e-12)
+                self.filler = nn.Parameter(mean / size * shape.embedding_rms)
         self.gist = (
             GistHead(d_z, shape.hidden_size, config.gist) if config.gist.use_gist_head else None
         )

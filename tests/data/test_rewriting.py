@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_overrides
+from torch import Tensor
 
 from latentwire import config_file
 from latentwire.config import DecoderConfig
+from latentwire.data.batch import PromptBatch
 from latentwire.data.draws import StepDraws
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.example import Example
@@ -15,10 +17,11 @@ from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, glo
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.rewriting import (
     REPEAT_CUE,
-    continue_batch,
+    continued,
     gist_targets,
-    repeat_batch,
+    repeated,
     supervised_counts,
+    written_batch,
 )
 from latentwire.data.tokenizers import load_tokenizer
 
@@ -51,6 +54,25 @@ def whole(
 ) -> tuple[GlobalBatch, DecoderBatch]:
     batch = global_batch(EXAMPLES, prompts, draws=draws)
     return batch, decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
+
+
+def repeat_batch(
+    batch: GlobalBatch,
+    own: DecoderBatch,
+    prompts: DecoderPrompts,
+    tokenizer: EncoderTokenizer,
+    *,
+    num_tokens: int,
+) -> tuple[PromptBatch, Tensor] | None:
+    texts = [repeated(batch, t, prompts, tokenizer, num_tokens=num_tokens) for t in own.texts]
+    return written_batch(batch, own, prompts, tokenizer, texts)
+
+
+def continue_batch(
+    batch: GlobalBatch, own: DecoderBatch, prompts: DecoderPrompts, tokenizer: EncoderTokenizer
+) -> tuple[PromptBatch, Tensor] | None:
+    texts = [continued(batch, t, prompts, tokenizer) for t in own.texts]
+    return written_batch(batch, own, prompts, tokenizer, texts)
 
 
 def test_a_text_is_repeated_from_its_wire(

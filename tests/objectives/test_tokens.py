@@ -9,7 +9,6 @@ from latentwire.objectives.tokens import (
     first,
     kce,
     num_first_right,
-    num_within,
     tf,
     token_losses,
     within,
@@ -35,7 +34,7 @@ def test_uniform_logits_cost_the_vocabulary() -> None:
 
 @pytest.mark.parametrize(("positions", "count"), [(0, 5), (1, 2), (2, 4), (3, 5), (9, 5)])
 def test_counts_are_of_the_positions_summed(positions: int, count: int) -> None:
-    assert num_within(PLACE, positions) == count
+    assert within(PLACE, positions).sum() == count
     assert within(PLACE, positions).tolist() == [p < (positions or 9) for p in PLACE.tolist()]
     if positions:
         assert kce(torch.ones(5), PLACE, k=positions) == count
@@ -52,4 +51,4 @@ def test_empty_parts_are_zero() -> None:
     nothing = token_losses(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
     place = torch.zeros(0, dtype=torch.long)
     assert tf(nothing) == first(nothing, place) == kce(nothing, place, k=2) == 0
-    assert num_within(place, 0) == num_within(place, 2) == 0
+    assert within(place, 0).sum() == within(place, 2).sum() == 0

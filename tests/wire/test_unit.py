@@ -19,6 +19,7 @@ COUNTS = torch.tensor([5, 2, 1])
 SHAPE = DecoderShape(
     hidden_size=HIDDEN,
     embedding_rms=0.03,
+    mean_embedding=torch.linspace(-0.01, 0.02, HIDDEN),
     cache=CacheShape(
         num_layers=LAYERS,
         num_kv_heads=HEADS,

@@ -20,7 +20,7 @@ def load_and_check(pair: Path, tmp_path: Path, *overrides: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((STQ, "encoder.layers=[0,3]"), ["encoder.layers: 3, but encoder.model has 2 layers"]),
+        ((STQ, "encoder.layers=[0,3]"), ["encoder.layers: [0, 3], but encoder.model has 2 layers"]),
         (
             # Norms are measured whatever the weight.
             ("objectives.state=0", "objectives.state_layers=[3]"),

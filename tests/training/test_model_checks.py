@@ -1,0 +1,61 @@
+"""Settings that only the models can say are wrong."""
+
+from pathlib import Path
+
+import pytest
+from conftest import small_overrides
+
+from latentwire import config_file
+from latentwire.config import ConfigError
+from latentwire.training.preflight import preflight
+
+STQ = "encoder.kind=stq"
+
+
+def load_and_check(pair: Path, tmp_path: Path, *overrides: str) -> None:
+    config = config_file.load("smoke", small_overrides(pair, tmp_path, *overrides))
+    preflight(config, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((STQ, "encoder.layers=[0,3]"), ["encoder.layers: [0, 3], but encoder.model has 2 layers"]),
+        (
+            # Norms are measured whatever the weight.
+            ("objectives.state=0", "objectives.state_layers=[3]"),
+            [
+                f"objectives.state_layers: 3, but decoders.{name}.model has 2 layers"
+                for name in ("llama", "qwen")
+            ],
+        ),
+        (
+            ("objectives.span_layer=3",),
+            [
+                f"objectives.span_layer: 3, but decoders.{name}.model has 2 layers"
+                for name in ("llama", "qwen")
+            ],
+        ),
+    ],
+)
+def test_a_layer_that_a_model_has_not_is_refused(
+    overrides: tuple[str, ...], expected: list[str], pair: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_and_check(pair, tmp_path, *overrides)
+    assert caught.value.problems == [f"{problem}; use at most 2" for problem in expected]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (STQ, "encoder.layers=[0,2]"),
+        ("objectives.state_layers=[1,2]",),
+        ("objectives.span=0", "objectives.span_layer=3"),
+        ("encoder.kind=byte", "encoder.model="),
+    ],
+)
+def test_what_the_models_have_is_accepted(
+    overrides: tuple[str, ...], pair: Path, tmp_path: Path
+) -> None:
+    load_and_check(pair, tmp_path, *overrides)

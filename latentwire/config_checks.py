@@ -177,11 +177,6 @@ def _objective_problems(config: Config) -> list[str]:
     weights["first"] = max(weights["first"], objectives.first_peak or 0.0)
     if not any(weight > 0 for weight in weights.values()):
         found.append("objectives: every weight is 0, so nothing would be trained")
-    elif not any(weight > 0 for name, weight in weights.items() if name != "continuation"):
-        found.append(
-            "objectives: every weight but that of continuation is 0, so steps in which no text "
-            "stays would train nothing; give another one a weight"
-        )
     if objectives.first_peak is not None and objectives.first_peak < objectives.first:
         found.append(
             f"objectives.first_peak: {objectives.first_peak} is below objectives.first "

@@ -171,15 +171,6 @@ def test_a_ratio_is_named_once(recipe: str, key: str) -> None:
     config_file.load(recipe, [f"{key}=[2,4]", steps])
 
 
-def test_continuation_alone_is_refused(recipe: str) -> None:
-    """A latent step has nothing to go on with."""
-    zero = [f"objectives.{name}=0" for name in ("tf", "first", "kce", "kd", "span", "gist")]
-    mixed = ("train.stage_b.warmup_text_latent_prob=0.5", "objectives.continuation=1")
-    problem = only_problem(recipe, *zero, *mixed)
-    assert problem.startswith("objectives: every weight but that of continuation is 0")
-    config_file.load(recipe, [*zero, *mixed, "objectives.ae=0.1"])
-
-
 def test_the_gist_heads_width_is_a_multiple_of_its_heads(recipe: str) -> None:
     assert only_problem(recipe, "gist.hidden=30") == "gist.heads: 4 must divide the width 30"
     config_file.load(recipe, ["gist.hidden=30", "gist.use_gist_head=false"])

@@ -175,7 +175,7 @@ def check_curves(overrides: list[str], world_size: int, combinations: dict[str, 
         steps = curve_steps(single.config)
         assert {step.mode for step in steps} == {"latent", "mixed"}, "the curve covers both modes"
         reference = single.curve(steps)
-        assert reference[-1]["llama/tf"] < reference[0]["llama/tf"] - 0.05, "it is one of training"
+        assert reference[-1]["llama/span"] < reference[0]["llama/span"] - 0.05, "it trains"
         for name in combinations:
             if name.endswith(f"/{encoder}"):
                 error = jobs.largest_curve_difference(reference, [r[name] for r in results])

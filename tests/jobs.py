@@ -1,5 +1,6 @@
 """Jobs of any layout and backend, and one process that does the same by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from latentwire import config_file
 from latentwire.config import Config
 from latentwire.data.batch import PromptBatch
 from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, decoder_batch, global_batch
 from latentwire.data.prompts import prompts_for
 from latentwire.data.sources import open_source
@@ -204,6 +206,21 @@ class SingleProcess:
             adamw.zero_grad()
             rows.append(values)
         return rows
+
+
+def wire_reach(job: Job, examples: Sequence[Example]) -> dict[str, float]:
+    """Norm of d(logits)/d(wire) in evaluation, for each decoder of a world of one."""
+    job.wire.eval()
+    batch = global_batch(examples, job.any_prompts)
+    latents = job.latents(batch).detach().requires_grad_(True)
+    norms = {}
+    for name, decoder in job.decoders.items():
+        own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
+        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
+        (grad,) = torch.autograd.grad(logits.square().sum(), latents)
+        norms[name] = float(grad.norm())
+    job.wire.train()
+    return norms
 
 
 def span_of_cache(

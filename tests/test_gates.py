@@ -1,5 +1,7 @@
 """The gates for every encoder with every way into a decoder; a third of them in the short tier."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from latentwire import config_file
 from latentwire.config import OBJECTIVES
-from latentwire.data.loader import decoder_batch, global_batch
+from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, global_batch
+from latentwire.data.prompts import DecoderPrompts
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
 from latentwire.evaluation.arms import LATENT
 from latentwire.evaluation.runner import evaluate
@@ -41,34 +46,58 @@ def one_row(wire: Injection, row: int) -> Injection:
     return Injection(vectors=wire.vectors[row : row + 1], added=added)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One decoder with a batch and the wires it reads for it, as training would leave them."""
+
+    decoder: FrozenDecoder
+    prompts: DecoderPrompts
+    tokenizer: EncoderTokenizer
+    batch: GlobalBatch
+    wire: Injection
+
+    def laid_out(self, batch: GlobalBatch, *, answers: bool = True) -> DecoderBatch:
+        return decoder_batch(
+            batch, self.prompts, self.tokenizer, part=0, num_parts=1, answers=answers
+        )
+
+
+def readings(name: str, pair: Path, tmp_path: Path) -> Iterator[Reading]:
+    """Of both decoders, for one combination."""
+    overrides = small_overrides(pair, tmp_path, "train.batch_size=6", *COMBINATIONS[name])
+    reference = jobs.SingleProcess(overrides)
+    settled(reference.wire)
+    examples = jobs.make_stage(reference.config).plan(1).examples
+    with torch.no_grad():
+        for decoder_name, decoder in reference.decoders.items():
+            prompts = reference.prompts[decoder_name]
+            batch = global_batch(examples, prompts)
+            yield Reading(
+                decoder=decoder,
+                prompts=prompts,
+                tokenizer=reference.tokenizer,
+                batch=batch,
+                wire=reference.inject(decoder_name, batch),
+            )
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_loss_is_what_the_decoder_says_token_by_token(
     name: str, pair: Path, tmp_path: Path
 ) -> None:
     """Gate 1, and that decoding step by step is teacher forcing: one example alone, one token at
     a time, has the loss it has in a batch."""
-    overrides = small_overrides(pair, tmp_path, "train.batch_size=6", *COMBINATIONS[name])
-    reference = jobs.SingleProcess(overrides)
-    settled(reference.wire)
-    step = jobs.make_stage(reference.config).plan(1)
-    for decoder_name, decoder in reference.decoders.items():
-        prompts, tokenizer = reference.prompts[decoder_name], reference.tokenizer
-        batch = global_batch(step.examples, prompts)
-        with torch.no_grad():
-            wire = reference.inject(decoder_name, batch)
-            own = decoder_batch(batch, prompts, tokenizer, part=0, num_parts=1)
-            logits = decoder.answer_logits(own.latents_prompt, wire)
-            losses = token_losses(logits, own.latents_prompt.targets)
-            lengths = own.latents_prompt.target_mask.sum(1).tolist()
-            for index, found in enumerate(losses.split(lengths)):
-                alone = global_batch([batch.examples[index]], prompts)
-                row = own.texts.index(batch.text_of[index])
-                asked = decoder_batch(
-                    alone, prompts, tokenizer, part=0, num_parts=1, answers=False
-                ).latents_prompt
-                answer = prompts.wire(batch.examples[index]).answer
-                by_hand = token_by_token(decoder, asked, one_row(wire, row), answer)
-                torch.testing.assert_close(found, by_hand, atol=2e-4, rtol=1e-4)
+    for reading in readings(name, pair, tmp_path):
+        batch, own = reading.batch, reading.laid_out(reading.batch)
+        prompt = own.latents_prompt
+        losses = token_losses(reading.decoder.answer_logits(prompt, reading.wire), prompt.targets)
+        for index, found in enumerate(losses.split(prompt.target_mask.sum(1).tolist())):
+            alone = global_batch([batch.examples[index]], reading.prompts)
+            wire = one_row(reading.wire, own.texts.index(batch.text_of[index]))
+            asked = reading.laid_out(alone, answers=False).latents_prompt
+            answer = reading.prompts.wire(batch.examples[index]).answer
+            by_hand = token_by_token(reading.decoder, asked, wire, answer)
+            torch.testing.assert_close(found, by_hand, atol=2e-4, rtol=1e-4)
 
 
 def token_by_token(decoder: Any, asked: Any, wire: Injection, answer: tuple[int, ...]) -> Tensor:
@@ -92,33 +121,23 @@ def token_by_token(decoder: Any, asked: Any, wire: Injection, answer: tuple[int,
 def test_generation_is_teacher_forcing_of_what_it_generates(
     name: str, pair: Path, tmp_path: Path
 ) -> None:
-    overrides = small_overrides(pair, tmp_path, "train.batch_size=6", *COMBINATIONS[name])
-    reference = jobs.SingleProcess(overrides)
-    settled(reference.wire)
-    step = jobs.make_stage(reference.config).plan(1)
-    for decoder_name, decoder in reference.decoders.items():
-        prompts, tokenizer = reference.prompts[decoder_name], reference.tokenizer
-        batch = global_batch(step.examples, prompts)
-        with torch.no_grad():
-            wire = reference.inject(decoder_name, batch)
-            asked = decoder_batch(
-                batch, prompts, tokenizer, part=0, num_parts=1, answers=False
-            ).latents_prompt
-            generated = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=5, wire=wire)
-            for index, tokens in enumerate(generated.tolist()):
-                context = decoder.read(asked, wire)
-                ids = torch.cat([asked.suffix_ids, generated[:, :-1]], dim=1)
-                mask = torch.cat(
-                    [asked.suffix_mask, torch.ones_like(generated[:, :-1], dtype=torch.bool)], 1
-                )
-                after = asked.suffix_positions[:, -1:] + torch.arange(1, generated.shape[1])
-                positions = torch.cat([asked.suffix_positions, after], dim=1)
-                columns = torch.arange(asked.suffix_ids.shape[1] - 1, ids.shape[1])
-                logits, _ = decoder.continue_from(context, ids, mask, positions, columns)
-                forced = logits[index].argmax(-1).tolist()
-                end = tokens.index(prompts.eos) + 1 if prompts.eos in tokens else len(tokens)
-                assert forced[:end] == tokens[:end]
-                break  # one forward checks all rows alike; the first is enough
+    for reading in readings(name, pair, tmp_path):
+        decoder, eos = reading.decoder, reading.prompts.eos
+        asked = reading.laid_out(reading.batch, answers=False).latents_prompt
+        generated = greedy(decoder, asked, eos=eos, max_new_tokens=5, wire=reading.wire)
+        given = generated[:, :-1]
+        after = asked.suffix_positions[:, -1:] + torch.arange(1, generated.shape[1])
+        ids = torch.cat([asked.suffix_ids, given], dim=1)
+        logits, _ = decoder.continue_from(
+            decoder.read(asked, reading.wire),
+            ids,
+            torch.cat([asked.suffix_mask, torch.ones_like(given, dtype=torch.bool)], dim=1),
+            torch.cat([asked.suffix_positions, after], dim=1),
+            torch.arange(asked.suffix_ids.shape[1] - 1, ids.shape[1]),
+        )
+        for tokens, forced in zip(generated.tolist(), logits.argmax(-1).tolist(), strict=True):
+            end = tokens.index(eos) + 1 if eos in tokens else len(tokens)
+            assert forced[:end] == tokens[:end]
 
 
 def connected_on_rank(
@@ -140,29 +159,17 @@ def connected_on_rank(
             state = broken.units[key].export_state()
             assert state is not None
             unit.import_state(state)
-        reached = {"trained": reach(broken), "resumed": reach(resumed)}
+        examples = stage.plan(9).examples
+        reached = {
+            "trained": jobs.wire_reach(broken, examples),
+            "resumed": jobs.wire_reach(resumed, examples),
+        }
         for step in range(3, 5):
             jobs.make_trainer(resumed).step(stage.plan(step))
         expected, again = jobs.exported(straight), jobs.exported(resumed)
         different = [key for key in expected if not torch.equal(expected[key], again[key])]
         found[name] = {"reached": reached, "different": different}
     return found
-
-
-def reach(job: Any) -> dict[str, float]:
-    """Norm of d(logits)/d(wire) in evaluation, by decoder."""
-    job.wire.eval()
-    examples = jobs.make_stage(job.config).plan(9).examples
-    batch = global_batch(examples, job.any_prompts)
-    latents = job.latents(batch).detach().requires_grad_(True)
-    norms = {}
-    for name, decoder in job.decoders.items():
-        own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
-        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
-        (grad,) = torch.autograd.grad(logits.square().sum(), latents)
-        norms[name] = float(grad.norm())
-    job.wire.train()
-    return norms
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jobs
 import pytest
 import torch
 from conftest import small_overrides
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import newest, published
-from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.distributed.assembly import assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.evaluation.runner import held_out
@@ -45,17 +45,8 @@ def wire_gradient_on_rank(rank: int, world_size: int, overrides: list[str]) -> d
     step = newest(plan.checkpoint_folder)
     assert step is not None
     state.restore(step, job.units, with_optimizer=False)
-    job.wire.eval()
     examples = held_out(open_source_for(plan, "test"), seed=0, samples=12)
-    batch = global_batch(examples, job.any_prompts)
-    latents = job.latents(batch).detach().requires_grad_(True)
-    norms = {}
-    for name, decoder in job.decoders.items():
-        own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
-        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
-        (grad,) = torch.autograd.grad(logits.square().sum(), latents)
-        norms[name] = float(grad.norm())
-    return norms
+    return jobs.wire_reach(job, examples)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from latentwire.config import OBJECTIVES, Config
+from latentwire.config import OBJECTIVES, Config, ObjectivesConfig
 from latentwire.data.batch import PromptBatch
 from latentwire.data.loader import DecoderBatch, GlobalBatch
 from latentwire.data.rewriting import (
@@ -99,7 +99,7 @@ def measure(
     if {"kd", "state"} & set(names):
         examples = [batch.examples[i] for i in own.examples]
         taught = teacher(decoder, job.prompts[name], examples, layers=layers)
-        sums |= _distilled(said, taught, prompt.target_place, part, names)
+        sums |= _distilled(said, taught, prompt.target_place, config, names)
     others: dict[str, Callable[[], Tensor]] = {
         "span": lambda: part.span(prompt, said),
         "latent_align": part.latent_align,
@@ -116,9 +116,14 @@ def measure(
 
 
 def _distilled(
-    said: Answered, taught: Answered, place: Tensor, part: "_Part", names: Collection[str]
+    said: Answered,
+    taught: Answered,
+    place: Tensor,
+    config: ObjectivesConfig,
+    names: Collection[str],
 ) -> dict[str, Tensor]:
-    config, found = part.job.config.objectives, {}
+    """Those of ``kd`` and ``state`` that are in ``names``; ``place`` is the targets'."""
+    found = {}
     if "kd" in names:
         found["kd"] = distillation.kd(
             said.logits,
@@ -247,11 +252,15 @@ class _Part:
         return tokens.token_losses(logits, prompt.targets) * weights
 
     def _soft_prompt(self) -> tuple[Tensor, Tensor]:
-        """The adapter's vectors [rows, slots, hidden], and which of them are a wire's own."""
+        """The adapter's vectors [rows, slots, hidden], and which of them stand for a latent that
+        is a wire's own and kept."""
         vectors = self._wire.vectors[:, self._first : -1]
-        counts = torch.tensor(self._own.counts, device=vectors.device) + self._num_private
-        place = torch.arange(vectors.shape[1], device=vectors.device)
-        return vectors, place[None, :] < counts[:, None]
+        mask = torch.zeros(vectors.shape[:2], dtype=torch.bool)
+        mask[:, : self._num_private] = True
+        for row, text in enumerate(self._own.texts):
+            keep = self._batch.wire(text, self.job.tokenizer).keep or ()
+            mask[row, self._num_private :][: len(keep)] = torch.tensor(keep, dtype=torch.bool)
+        return vectors, mask.to(vectors.device)
 
     def _over_readers(self, values: Tensor) -> Tensor:
         """[rows] -> their sum over the examples that read each."""

@@ -6,10 +6,11 @@ ENCODERS = {
     # Bytes are several to a token.
     "byte": ["encoder.kind=byte", "wire.pooling=block", "wire.ratio=16"],
 }
+_PREFIX = ["adapter.use_deep_prefix=true", "optim.prefix_lr=4e-3"]
 PATHS = {
     "soft": [],
-    "deep": ["adapter.use_deep_prefix=true", "adapter.use_soft_prompt=false"],
-    "both": ["adapter.use_deep_prefix=true"],
+    "deep": [*_PREFIX, "adapter.use_soft_prompt=false"],
+    "both": _PREFIX,
 }
 COMBINATIONS = {
     f"{encoder}-{path}": [*ENCODERS[encoder], *PATHS[path]]
@@ -21,7 +22,7 @@ OVERFIT_STEPS = {
     "lm-deep": 100,
     "lm-both": 60,
     "stq-soft": 80,
-    "stq-deep": 120,
+    "stq-deep": 100,
     "stq-both": 60,
     "byte-soft": 160,
     "byte-deep": 160,

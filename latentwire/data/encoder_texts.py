@@ -142,6 +142,7 @@ class EncoderTokenizer:
         self._wire = config.wire
         self._adapter = config.adapter
         self._cache: dict[str, list[int]] = {}
+        self._ends: dict[str, list[int]] = {}
         self.cut_texts: set[int] = set()
         """Hashes of the texts that did not fit."""
 
@@ -161,6 +162,13 @@ class EncoderTokenizer:
             self.cut_texts.add(hash(text))
         return ids[: self.max_tokens]
 
+    def _ends_of(self, text: str) -> list[int]:
+        if text not in self._ends:
+            if len(self._ends) > 100_000:
+                self._ends.clear()
+            self._ends[text] = self._pieces.ends(text)
+        return self._ends[text]
+
     def num_latents(self, text: str, ratio: int | None = None) -> int:
         """Shared latents of a text."""
         return num_latents(
@@ -179,7 +187,7 @@ class EncoderTokenizer:
         Args:
             num_spans: of this many equal spans instead, or as many as there are tokens.
         """
-        ends = self._pieces.ends(text)[: self.max_tokens]
+        ends = self._ends_of(text)[: self.max_tokens]
         count = self.num_latents(text, ratio)
         if num_spans is not None:
             count = min(num_spans, len(ends))

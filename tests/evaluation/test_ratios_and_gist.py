@@ -131,3 +131,40 @@ def test_scores_do_not_depend_on_the_layout(
         for arm, expected in found["metrics"]["decoders"][name]["arms"].items():
             again = first["metrics"]["decoders"][name]["arms"][arm]
             assert again["nll_per_token"] == pytest.approx(expected["nll_per_token"], rel=1e-5)
+
+
+def learnt_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, float]:
+    config = config_file.load("smoke", overrides)
+    job, stage = jobs.make_job(config, world_size), jobs.make_stage(config, "B")
+    trainer = jobs.make_trainer(job)
+    for step in range(1, stage.num_steps + 1):
+        trainer.step(stage.plan(step))
+    examples = [example for step in (1, 2) for example in stage.plan(step).examples]
+    texts = [example.context for example in examples]
+    scores = gist_scores(job, examples, trained_on=texts)
+    assert scores is not None
+    return scores["llama"]
+
+
+@pytest.mark.slow
+def test_the_gist_of_a_few_texts_is_learnt(embedded_pair: Path, tmp_path: Path) -> None:
+    """Measured 0.57 nats a token where the unigram has 4.31: the wire tells the texts apart."""
+    overrides = small_overrides(
+        embedded_pair,
+        tmp_path,
+        "decoders.qwen=null",
+        "sharding.backend=fsdp",
+        "objectives.kd=0",
+        "objectives.gist=1",
+        "gist.use_gist_head=true",
+        "gist.gist_len=16",
+        "wire.d_z=128",
+        "data.samples=64",
+        "train.batch_size=32",
+        "train.stage_b.steps=50",
+        "diagnostics.grad_diag_interval=0",
+        "diagnostics.log_interval=1000",
+    )
+    (found,) = run_distributed(learnt_on_rank, 1, overrides)
+    assert found["nll"] < 0.5 * found["unigram_nll"] < 0.5 * found["mean_embedding_nll"]
+    assert found["accuracy"] > 0.6

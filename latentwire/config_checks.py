@@ -64,8 +64,11 @@ def problems(config: Config) -> list[str]:
     found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
     found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
     for key in _RATIOS:
-        if any(ratio < 1 for ratio in flat[key]) or len(set(flat[key])) < len(flat[key]):
-            found.append(f"{key}: {list(flat[key])} must be 1 or more, and each of them once")
+        if any(ratio < 1 for ratio in flat[key]):
+            found.append(f"{key}: {list(flat[key])} must be 1 or more")
+        is_drawn = flat.get(key.replace(".ratios", ".ratio_mode")) == "sampled"
+        if len(set(flat[key])) < len(flat[key]) and not is_drawn:
+            found.append(f"{key}: {list(flat[key])} must hold each ratio once")
         if flat[key] and config.wire.num_latents:
             found.append(
                 f"{key}: {list(flat[key])}, but wire.num_latents={config.wire.num_latents} fixes "

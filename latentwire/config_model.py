@@ -65,7 +65,7 @@ class WireConfig:
     query attends within each span. ``queries``: ``num_latents`` learned queries attend to the
     whole text, each starting out near its own part of it."""
     ratio: int = 4
-    """Encoder tokens per latent; the wire's length follows the text."""
+    """Encoder tokens per latent at most, in equal spans; the wire's length follows the text."""
     num_latents: int = 0
     """A fixed number of latents per text instead of a ratio; 0 uses the ratio."""
     heads: int = 4
@@ -88,6 +88,8 @@ class AdapterConfig:
     from there. States after a layer are many times larger than embeddings."""
     dropout: float = 0.0
     """Dropout of the adapter's hidden layer."""
+    use_frame: bool = True
+    """Learned begin and end vectors stand around the wire, and are counted as its positions."""
     use_soft_prompt: bool = True
     """The decoder reads the latents as vectors among its input embeddings."""
     use_deep_prefix: bool = False

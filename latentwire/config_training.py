@@ -137,7 +137,8 @@ class StageConfig:
     ratios: tuple[int, ...] = ()
     """Train for several ratios at once; none given trains for ``wire.ratio``."""
     ratio_mode: Literal["sampled", "summed"] = "sampled"
-    """``sampled`` draws a ratio for each text and step, ``summed`` reads each text at all."""
+    """``sampled`` draws a ratio for each text and step, one named twice twice as often; ``summed``
+    reads each text at all."""
     latent_keep_start: float = 1.0
     """Share of latents that are kept at the stage's start; the others are zero for the step."""
     latent_keep_end: float = 1.0

@@ -71,7 +71,7 @@ def make_trainer(job: Job) -> Trainer:
 
 def make_stage(config: Config, name: str = "A") -> Stage:
     source = open_source(
-        source="profiles", path=None, setting="distractor", split="train", seed=config.run.seed
+        source="profiles", path=None, setting=None, split="train", seed=config.run.seed
     )
     return Stage(config, name, source)
 
@@ -154,15 +154,21 @@ class SingleProcess:
         losses = tokens.token_losses(said.logits, prompt.targets)
         taught = teacher(decoder, prompts, step.examples).logits
         wires = [batch.wire(index, self.tokenizer) for index in range(len(batch.texts))]
-        spans = decoder_spans(wires, self.tokenizer, prompts)
+        begin, num_slots = int(adapter.use_frame), adapter.deep_prefix_len
+        # Private latents stand for no text.
+        first = begin + self.config.wire.latent_private_len
         parts = []
         if adapter.use_soft_prompt:
+            spans = decoder_spans(wires, self.tokenizer, prompts)
             layer = self.config.objectives.span_layer
             states = decoder.states(spans.ids, spans.mask, layer=layer)
-            distances = alignment.span(wire.vectors[:, 1:-1], states, spans.latent)
+            body = wire.vectors[:, num_slots + first : wire.vectors.shape[1] - begin]
+            distances = alignment.span(body, states, spans.latent)
             parts.append(distances[list(batch.text_of)].mean())
         if adapter.use_deep_prefix:
-            parts.append(span_of_cache(decoder, prompt, said, spans))
+            spans = decoder_spans(wires, self.tokenizer, prompts, num_spans=num_slots or None)
+            first = begin if num_slots else first
+            parts.append(span_of_cache(decoder, prompt, said, spans, first=first))
         return {
             "tf": losses.mean(),
             "first": losses[prompt.target_place == 0].mean(),
@@ -224,9 +230,13 @@ def wire_reach(job: Job, examples: Sequence[Example]) -> dict[str, float]:
 
 
 def span_of_cache(
-    decoder: FrozenDecoder, prompt: PromptBatch, said: Answered, spans: Spans
+    decoder: FrozenDecoder, prompt: PromptBatch, said: Answered, spans: Spans, *, first: int
 ) -> Tensor:
-    """The span objective of a deep prefix, position by position: mean over the examples."""
+    """The span objective of a deep prefix, position by position: mean over the examples.
+
+    Args:
+        first: position in the wire of the first latent that stands for text.
+    """
     assert said.prefixes is not None
     text = decoder.keys_and_values(spans.ids, spans.mask)
     total = torch.zeros(())
@@ -236,7 +246,7 @@ def span_of_cache(
             stands_for = spans.latent[row] == slot
             if not stands_for.any():
                 continue
-            (place,) = (prompt.prefix_soft[prefix] == slot + 1).nonzero().flatten().tolist()
+            (place,) = (prompt.prefix_soft[prefix] == slot + first).nonzero().flatten().tolist()
             for own, meant in zip(said.prefixes, text, strict=True):
                 for found, whole in zip(own, meant, strict=True):
                     mean = whole[row, stands_for].mean(0)

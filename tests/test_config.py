@@ -162,13 +162,22 @@ def test_nothing_to_train_is_refused(recipe: str) -> None:
     assert only_problem(recipe, *zero).startswith("objectives:")
 
 
-@pytest.mark.parametrize("key", ["train.stage_a.ratios", "train.stage_b.ratios", "eval.ratios"])
-def test_a_ratio_is_named_once(recipe: str, key: str) -> None:
-    """Two arms of one name could not be told apart."""
-    steps = "train.stage_a.steps=1"
-    problem = only_problem(recipe, f"{key}=[2,4,2]", steps)
-    assert problem == f"{key}: [2, 4, 2] must be 1 or more, and each of them once"
-    config_file.load(recipe, [f"{key}=[2,4]", steps])
+@pytest.mark.parametrize(
+    ("key", "mode"),
+    [("eval.ratios", ()), ("train.stage_b.ratios", ("train.stage_b.ratio_mode=summed",))],
+)
+def test_a_ratio_that_would_be_read_twice_is_named_once(
+    recipe: str, key: str, mode: tuple[str, ...]
+) -> None:
+    problem = only_problem(recipe, f"{key}=[2,4,2]", *mode)
+    assert problem == f"{key}: [2, 4, 2] must hold each ratio once"
+    config_file.load(recipe, [f"{key}=[2,4]", *mode])
+    assert only_problem(recipe, f"{key}=[0]", *mode) == f"{key}: [0] must be 1 or more"
+
+
+def test_a_ratio_may_be_drawn_twice_as_often(recipe: str) -> None:
+    config = config_file.load(recipe, ["train.stage_b.ratios=[2,4,4]"])
+    assert config.train.stage_b.ratios == (2, 4, 4)
 
 
 def test_the_gist_heads_width_is_a_multiple_of_its_heads(recipe: str) -> None:

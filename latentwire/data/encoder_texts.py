@@ -21,29 +21,26 @@ def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
     return -(-num_tokens // ratio)
 
 
-def latent_of(
-    place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int, ratio: Tensor | int
-) -> Tensor:
+def latent_of(place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int) -> Tensor:
     """The latent whose span holds the token at ``place``; all arguments broadcast.
 
-    Spans are ``ratio`` tokens long. A ratio of 0 stands for a fixed number of latents: ``counts``
-    all but equal spans share out ``num_tokens``.
+    ``counts`` all but equal spans share out ``num_tokens``: no latent stands for the few tokens
+    that a ratio leaves over while the others are full.
     """
-    ratio = torch.as_tensor(ratio, device=place.device)
-    equal = place * counts // num_tokens
-    return torch.where(ratio == 0, equal, place // ratio.clamp(min=1))
+    return place * counts // num_tokens
 
 
 def num_positions(num_latents: int, wire: WireConfig, adapter: AdapterConfig) -> int:
     """Positions a decoder reads for a wire of ``num_latents`` shared latents.
 
-    Begin and end vectors are counted, and so are the decoder's private latents. A deep prefix
-    with a length of its own stands in front of the soft prompt, or in its place.
+    Begin and end vectors, where there are any, are counted, and so are the decoder's private
+    latents. A deep prefix with a length of its own stands in front of the soft prompt, or in its
+    place.
     """
     body = num_latents + wire.latent_private_len
     if adapter.deep_prefix_len:
         body = adapter.deep_prefix_len + (body if adapter.use_soft_prompt else 0)
-    return body + 2
+    return body + (2 if adapter.use_frame else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +58,6 @@ class EncoderTexts:
     """[rows] the text each wire is made of."""
     counts: Tensor
     """[rows] latents of each wire."""
-    ratios: Tensor
-    """[rows] encoder tokens per latent; 0 for a fixed number of latents."""
     keep: Tensor
     """[rows, max_latents] False where a latent is dropped for this step."""
     max_latents: int
@@ -83,7 +78,7 @@ class WireText:
 
     text: str
     ratio: int | None = None
-    """Encoder tokens per latent; None is the configuration's own."""
+    """Encoder tokens per latent at most; None is the configuration's own."""
     keep: tuple[bool, ...] | None = None
     """None keeps all."""
 
@@ -196,7 +191,6 @@ class EncoderTokenizer:
             torch.arange(len(ends)),
             counts=count,
             num_tokens=len(ends),
-            ratio=self._span(ratio) if num_spans is None else 0,
         )
         for latent, end in zip(latents.tolist(), ends, strict=True):
             found[latent] = max(found[latent], end)
@@ -224,10 +218,6 @@ class EncoderTokenizer:
             num_tokens=torch.tensor([len(ids) for ids in tokens]),
             text_of=torch.tensor([texts.index(wire.text) for wire in wires] + [0] * missing),
             counts=torch.tensor(counts),
-            ratios=torch.tensor([self._span(wire.ratio) for wire in wires] + [1] * missing),
             keep=keep,
             max_latents=max_latents,
         )
-
-    def _span(self, ratio: int | None) -> int:
-        return 0 if self._wire.num_latents else ratio or self._wire.ratio

@@ -150,8 +150,10 @@ class _Part:
         self._batch, self._own, self._wire = batch, own, wire
         self._readers = torch.tensor(own.readers, device=job.device)
         config = job.config
-        # Begin, and the deep prefix's own positions.
-        self._first = 1 + config.adapter.deep_prefix_len
+        self._begin = int(config.adapter.use_frame)
+        self._end = wire.vectors.shape[1] - self._begin
+        # Behind begin and the deep prefix's own positions.
+        self._first = self._begin + config.adapter.deep_prefix_len
         self._num_private = config.wire.latent_private_len
 
     def span(self, prompt: PromptBatch, said: Answered) -> Tensor:
@@ -173,15 +175,15 @@ class _Part:
     def _span_of_vectors(self) -> Tensor:
         spans, layer = self._spans(), self.job.config.objectives.span_layer
         states = self._decoder.states(spans.ids, spans.mask, layer=layer)
-        vectors = self._wire.vectors[:, self._first + self._num_private : -1]
+        vectors = self._wire.vectors[:, self._first + self._num_private : self._end]
         return self._over_readers(alignment.span(vectors, states, spans.latent))
 
     def _span_of_cache(self, prompt: PromptBatch, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         num_slots = self.job.config.adapter.deep_prefix_len
         spans = self._spans(num_slots or None)
         text = self._decoder.keys_and_values(spans.ids, spans.mask)
-        first = 1 if num_slots else self._first + self._num_private
-        num_slots = num_slots or self._wire.vectors.shape[1] - first - 1
+        first = self._begin if num_slots else self._first + self._num_private
+        num_slots = num_slots or self._end - first
         # Where each prefix holds the slots, and which wire they are of.
         place = (prompt.prefix_soft == 0).int().argmax(1)[:, None]
         place = place + first + torch.arange(num_slots, device=place.device)
@@ -254,7 +256,7 @@ class _Part:
     def _soft_prompt(self) -> tuple[Tensor, Tensor]:
         """The adapter's vectors [rows, slots, hidden], and which of them stand for a latent that
         is a wire's own and kept."""
-        vectors = self._wire.vectors[:, self._first : -1]
+        vectors = self._wire.vectors[:, self._first : self._end]
         mask = torch.zeros(vectors.shape[:2], dtype=torch.bool)
         mask[:, : self._num_private] = True
         for row, text in enumerate(self._own.texts):

@@ -21,7 +21,6 @@ def membership(texts: EncoderTexts, num_places: int) -> Tensor:
         place,
         counts=texts.counts[:, None],
         num_tokens=num_tokens.clamp(min=1),
-        ratio=texts.ratios[:, None],
     )  # [rows, num_places]
     slots = torch.arange(texts.max_latents, device=place.device)
     member = span[:, None, :] == slots[None, :, None]

@@ -70,7 +70,11 @@ class DecoderUnit(nn.Module):
     def __init__(self, shape: DecoderShape, config: Config, *, lora: LoraConfig) -> None:
         super().__init__()
         settings, d_z = config.adapter, config.wire.d_z
-        self.frame = Frame(shape.hidden_size, embedding_rms=shape.embedding_rms)
+        self.frame = (
+            Frame(shape.hidden_size, embedding_rms=shape.embedding_rms)
+            if settings.use_frame
+            else None
+        )
         self.adapter = (
             Adapter(
                 d_z,
@@ -131,7 +135,7 @@ class DecoderUnit(nn.Module):
         rows, num_latents, _ = latents.shape
         body = self._vectors(rows, num_latents) if self.adapter is None else self.adapter(latents)
         if self.prefix is None:
-            return self.frame(body, counts), None
+            return self._framed(body, counts), None
         if self.prefix_slots is None:
             added = self.prefix(latents)
             place = torch.arange(num_latents, device=latents.device)
@@ -146,9 +150,14 @@ class DecoderUnit(nn.Module):
             else:
                 body = torch.cat([own, body], dim=1)
                 counts = counts + slots.shape[1]
-        vectors = self.frame(body, counts)
-        behind = vectors.shape[1] - 1 - added.shape[1]
-        return vectors, nn.functional.pad(added, (0, 0) * 4 + (1, behind))
+        vectors = self._framed(body, counts)
+        first = 0 if self.frame is None else 1
+        behind = vectors.shape[1] - first - added.shape[1]
+        return vectors, nn.functional.pad(added, (0, 0) * 4 + (first, behind))
+
+    def _framed(self, body: Tensor, counts: Tensor) -> Tensor:
+        """``body`` with its begin and end, where it has them."""
+        return body if self.frame is None else self.frame(body, counts)
 
     def _vectors(self, rows: int, number: int) -> Tensor:
         """[rows, number, hidden_size]: what stands where only the deep prefix differs."""

@@ -88,6 +88,16 @@ def test_the_leading_token_takes_a_place_of_the_window(
             3,
             5 + 2,
         ),
+        (AdapterConfig(use_frame=False), 3, 7 + 3),
+        (AdapterConfig(use_frame=False, use_deep_prefix=True), 3, 7 + 3),
+        (AdapterConfig(use_frame=False, use_deep_prefix=True, deep_prefix_len=5), 3, 5 + 7 + 3),
+        (
+            AdapterConfig(
+                use_frame=False, use_deep_prefix=True, deep_prefix_len=5, use_soft_prompt=False
+            ),
+            3,
+            5,
+        ),
     ],
 )
 def test_positions_by_hand(adapter: AdapterConfig, private: int, expected: int) -> None:
@@ -112,7 +122,6 @@ def test_a_text_at_several_ratios_is_read_once(of_tokens: EncoderTokenizer) -> N
     assert texts.ids[1].tolist() == short_ids + [0] * (1 + num_tokens - len(short_ids))
     # The last row is no wire: it is of any text, and has no latent.
     assert texts.text_of.tolist() == [0, 1, 0, 0, 0]
-    assert texts.ratios.tolist() == [2, 4, 4, 4, 1]
     assert texts.counts.tolist() == [
         most,
         of_tokens.num_latents(short, 4),
@@ -124,21 +133,21 @@ def test_a_text_at_several_ratios_is_read_once(of_tokens: EncoderTokenizer) -> N
     assert torch.equal(texts.keep, ~dropped)
 
 
-def test_a_fixed_number_of_latents_has_no_ratio(pair: Path, tmp_path: Path) -> None:
+def test_a_fixed_number_of_latents_asks_for_no_ratio(pair: Path, tmp_path: Path) -> None:
     settings = config(tmp_path, f"encoder.model={pair / 'llama'}", "wire.num_latents=3")
     tokenizer = EncoderTokenizer(settings, window=1024)
     texts = tokenizer.batch([WireText(text="Mira lives in Orsa.")], rows=1, max_latents=3)
-    assert (texts.counts.tolist(), texts.ratios.tolist()) == ([3], [0])
+    assert texts.counts.tolist() == [3]
 
 
 def shapes(texts: EncoderTexts) -> tuple[int, ...]:
-    return (len(texts.text_of), len(texts.counts), len(texts.ratios), *texts.keep.shape)
+    return (len(texts.text_of), len(texts.counts), *texts.keep.shape)
 
 
 def test_every_rank_has_equal_rows_and_a_place_to_look_at(of_tokens: EncoderTokenizer) -> None:
     for wires in ([], [WireText(text="")], [WireText(text="Mira lives in Orsa.")]):
         texts = of_tokens.batch(wires, rows=3, max_latents=8)
-        assert shapes(texts) == (3, 3, 3, 3, 8)
+        assert shapes(texts) == (3, 3, 3, 8)
         assert texts.ids.shape[1] >= len(of_tokens.lead) + 1
         assert texts.counts[len(wires) :].tolist() == [0] * (3 - len(wires))
     assert of_tokens.batch([], rows=2, max_latents=1).num_tokens.tolist() == [0]

@@ -20,7 +20,6 @@ def wires_of(lengths: list[int], *, ratio: int = 4, fixed: int = 0) -> EncoderTe
         num_tokens=torch.tensor(lengths),
         text_of=torch.arange(len(lengths)),
         counts=torch.tensor(counts),
-        ratios=torch.full((len(lengths),), 0 if fixed else ratio),
         keep=torch.ones(len(lengths), longest, dtype=torch.bool),
         max_latents=longest,
     )
@@ -56,10 +55,10 @@ def test_fixed_latents_never_exceed_the_tokens(num_tokens: int, expected: int) -
 
 
 def test_means_by_ratio_by_hand() -> None:
-    # The last span has what is left: one token, divided by one and not by the ratio.
-    states = column([[1, 2, 3, 4, 10, 20, 30, 40, 7]])
-    assert pool(states, [9]).flatten().tolist() == [2.5, 25.0, 7.0]
-    assert pool(states, [9], ratio=2).flatten().tolist() == [1.5, 3.5, 15.0, 35.0, 7.0]
+    # Nine tokens at a ratio of four are three spans of three, not four, four and one.
+    states = column([[1, 2, 3, 10, 20, 30, 6, 8, 7]])
+    assert pool(states, [9]).flatten().tolist() == pytest.approx([2, 20, 7])
+    assert pool(states, [9], ratio=2).flatten().tolist() == [1.5, 6.5, 25.0, 7.0, 7.0]
     assert torch.equal(pool(states, [9], ratio=1), states)
 
 
@@ -95,7 +94,7 @@ def test_padding_on_the_right_changes_nothing(fixed: int) -> None:
     torch.testing.assert_close(pool(padded, [9, 6, 1], fixed=fixed), expected)
 
 
-@pytest.mark.parametrize(("fixed", "spans"), [(0, [4, 4, 1]), (4, [3, 2, 2, 2])])
+@pytest.mark.parametrize(("fixed", "spans"), [(0, [3, 3, 3]), (4, [3, 2, 2, 2])])
 def test_gradient_reaches_each_token_once(fixed: int, spans: list[int]) -> None:
     states = torch.zeros(2, 12, 3, requires_grad=True)
     pool(states, [9, 0], fixed=fixed).sum().backward()  # type: ignore[no-untyped-call]
@@ -111,7 +110,6 @@ def test_a_text_becomes_wires_of_several_ratios() -> None:
         wires_of([8], ratio=2),
         text_of=torch.tensor([0, 0]),
         counts=torch.tensor([4, 2]),
-        ratios=torch.tensor([2, 4]),
     )
     pooling = MeanPooling(1, 1)
     expected = [[1.5, 3.5, 5.5, 7.5], [2.5, 6.5, 0.0, 0.0]]

@@ -35,13 +35,12 @@ PATHS = {
     "both": ["adapter.use_deep_prefix=true"],
 }
 FOUR = "adapter.deep_prefix_len=4"
+FRAMELESS = "adapter.use_frame=false"
+WAYS = PATHS | {"deep, 4": [*PATHS["deep"], FOUR], "both, 4": [*PATHS["both"], FOUR]}
+OF_WAYS = [pytest.param(overrides, id=name) for name, overrides in WAYS.items()]
 EVERY = [
-    pytest.param(overrides, id=name)
-    for name, overrides in (
-        *PATHS.items(),
-        ("deep, 4", [*PATHS["deep"], FOUR]),
-        ("both, 4", [*PATHS["both"], FOUR]),
-    )
+    *OF_WAYS,
+    *(pytest.param([*more, FRAMELESS], id=f"{name}, no frame") for name, more in WAYS.items()),
 ]
 
 
@@ -76,18 +75,20 @@ def test_where_everything_stands(overrides: list[str], tmp_path: Path, latents: 
     settings = config(tmp_path, *overrides)
     made, adapter = unit(settings), settings.adapter
     wire = read(made, latents)
-    length = adapter.deep_prefix_len
+    length, begin = adapter.deep_prefix_len, int(adapter.use_frame)
     for row, count in enumerate(COUNTS.tolist()):
         num_soft = count if adapter.use_soft_prompt or not length else 0
         body = length + num_soft
-        assert body + 2 == num_positions(count, settings.wire, adapter)
+        assert body + 2 * begin == num_positions(count, settings.wire, adapter)
         vectors = wire.vectors[row]
-        assert torch.equal(vectors[0], made.frame.begin)
-        assert torch.equal(vectors[body + 1], made.frame.end)
+        if made.frame is not None:
+            assert torch.equal(vectors[0], made.frame.begin)
+            assert torch.equal(vectors[body + 1], made.frame.end)
+        vectors = vectors[begin : begin + body]
         if made.adapter is not None:
             expected = made.adapter(latents[row : row + 1, :count])[0]
-            torch.testing.assert_close(vectors[1 + length : 1 + body], expected)
-        filled = vectors[1 : 1 + length] if made.adapter is not None else vectors[1 : 1 + body]
+            torch.testing.assert_close(vectors[length:], expected)
+        filled = vectors[:length] if made.adapter is not None else vectors
         if made.filler is not None:
             assert torch.equal(filled, made.filler.expand_as(filled))
         if not adapter.use_deep_prefix:
@@ -97,9 +98,33 @@ def test_where_everything_stands(overrides: list[str], tmp_path: Path, latents: 
         reached = wire.added[row].flatten(1).any(-1).tolist()
         num_deep = length or count
         # Neither at begin, nor at the soft prompt behind it, at the end or beyond it.
-        assert reached == [False, *[True] * num_deep] + [False] * (len(reached) - 1 - num_deep)
+        behind = len(reached) - begin - num_deep
+        assert reached == [False] * begin + [True] * num_deep + [False] * behind
     if wire.added is not None:
         assert wire.added.shape == (3, wire.vectors.shape[1], LAYERS, 2, HEADS, HEAD_DIM)
+
+
+@pytest.mark.parametrize("overrides", OF_WAYS)
+def test_without_a_frame_the_same_stands_without_its_ends(
+    overrides: list[str], tmp_path: Path, latents: Tensor
+) -> None:
+    framed, bare = (unit(config(tmp_path, *overrides, *more)) for more in ([], [FRAMELESS]))
+    states = framed.state_dict()
+    ends = {name for name in states if name.startswith("frame.")}
+    assert ends == {"frame.begin", "frame.end"}
+    bare.load_state_dict({name: states[name] for name in states.keys() - ends})
+    whole, without = read(framed, latents), read(bare, latents)
+    assert without.vectors.shape == (3, whole.vectors.shape[1] - 2, HIDDEN)
+    num_soft = int(COUNTS.max()) if bare.adapter is not None or bare.prefix_slots is None else 0
+    assert without.vectors.shape[1] == num_soft + (4 if bare.prefix_slots is not None else 0)
+    for row, count in enumerate(COUNTS.tolist()):
+        body = without.vectors.shape[1] - num_soft + min(count, num_soft)
+        assert torch.equal(without.vectors[row, :body], whole.vectors[row, 1 : 1 + body])
+    if whole.added is None:
+        assert without.added is None
+    else:
+        assert without.added is not None
+        assert torch.equal(without.added, whole.added[:, 1:-1])
 
 
 def test_additions_have_the_size_of_what_is_there(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The arms of an evaluation: ways of prompting one decoder with the same question."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ class TextArm:
 
     name: str
     prompt: TextPrompt
+    ratio: int | None = None
+    """Of the wire whose positions count; None is the configuration's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +46,47 @@ Arm = TextArm | WireArm
 LATENT = WireArm(name="latent")
 """The wire as it is trained."""
 
+_TRUNCATED = TextArm(
+    name="truncated_text",
+    prompt=lambda prompts, example, positions: prompts.truncated(example, positions),
+)
+_WRONG = WireArm(name="wrong_wire", wrong=True)
+_ZERO = WireArm(name="zero_wire", change=zero)
+
 ARMS: tuple[Arm, ...] = (
     TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),
     LATENT,
     TextArm(
         name="no_context", prompt=lambda prompts, example, _: prompts.text(example, context="")
     ),
-    TextArm(
-        name="truncated_text",
-        prompt=lambda prompts, example, positions: prompts.truncated(example, positions),
-    ),
-    WireArm(name="wrong_wire", wrong=True),
-    WireArm(name="zero_wire", change=zero),
+    _TRUNCATED,
+    _WRONG,
+    _ZERO,
 )
+_OF_RATIO = (LATENT, _TRUNCATED, _WRONG, _ZERO)
+OF_RATIO = frozenset(arm.name for arm in _OF_RATIO)
+"""The arms that depend on the wire's ratio."""
 
 
 def arms_of(ratios: Sequence[int]) -> tuple[Arm, ...]:
-    """All arms, and the wire at further ratios, as ``latent@<ratio>``."""
-    return (*ARMS, *(WireArm(name=f"{LATENT.name}@{ratio}", ratio=ratio) for ratio in ratios))
+    """All arms, and the wire with its controls at further ratios, as ``latent@<ratio>``."""
+    further = (
+        replace(arm, name=at_ratio(arm.name, ratio), ratio=ratio)
+        for ratio in ratios
+        for arm in _OF_RATIO
+    )
+    return (*ARMS, *further)
+
+
+def at_ratio(name: str, ratio: int) -> str:
+    """The name of an arm at a further ratio."""
+    return f"{name}@{ratio}"
+
+
+def ratio_of(name: str) -> int | None:
+    """The further ratio in an arm's name; None where it is the configuration's own, or none."""
+    _, _, ratio = name.partition("@")
+    return int(ratio) if ratio else None
 
 
 def names(arms: Sequence[Arm] = ARMS) -> list[str]:

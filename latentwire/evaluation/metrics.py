@@ -15,6 +15,8 @@ MIN_SCORE_GAP = 0.02
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_OF_LATENT = ("compression_tokens", "normalised_em", "normalised_f1")
+"""What a decoder's summary repeats of its arm ``latent``."""
 _RESAMPLED_AT_ONCE = 1 << 20
 """Values drawn in one piece by the bootstrap, which bounds its memory."""
 
@@ -183,11 +185,14 @@ def summarize(
         scores = {
             arm: arm_scores(list(cells.get((decoder, arm), {}).values()), seed=seed) for arm in arms
         }
+        for arm, scored in scores.items():
+            if arm.partition("@")[0] == "latent":
+                scored["normalised_em"] = _normalised(scored, scores, "em")
+                scored["normalised_f1"] = _normalised(scored, scores, "f1")
+        latent = scores.get("latent", {})
         result["decoders"][decoder] = {
             "arms": scores,
-            "compression_tokens": scores.get("latent", {}).get("compression_tokens"),
-            "normalised_em": _normalised(scores, "em"),
-            "normalised_f1": _normalised(scores, "f1"),
+            **{key: latent.get(key) for key in _OF_LATENT},
         }
     # The wire and the text of an example are the same for every decoder.
     wire_bytes = {
@@ -215,11 +220,13 @@ def _compression(latent: Sequence[Prediction]) -> float | None:
     return _mean(ratios) if ratios else None
 
 
-def _normalised(scores: dict[str, dict[str, Any]], metric: str) -> float | None:
-    if not {"latent", "no_context", "text"} <= scores.keys():
+def _normalised(
+    latent: dict[str, Any], scores: dict[str, dict[str, Any]], metric: str
+) -> float | None:
+    """The score of ``latent`` between those of the arms ``no_context`` and ``text``."""
+    if not {"no_context", "text"} <= scores.keys():
         return None
-    latent, no_context, text = (scores[arm][metric] for arm in ("latent", "no_context", "text"))
-    return normalised_score(latent, no_context, text)
+    return normalised_score(latent[metric], scores["no_context"][metric], scores["text"][metric])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -59,7 +59,7 @@ def read_text(job: Job, name: str, arm: TextArm, batch: GlobalBatch, part: range
         arm.prompt(
             prompts,
             batch.examples[i],
-            job.tokenizer.num_positions(batch.texts[batch.text_of[i]]),
+            job.tokenizer.num_positions(batch.texts[batch.text_of[i]], arm.ratio),
         )
         for i in part
     ]

@@ -123,7 +123,7 @@ def _predict(
     wires: dict[tuple[bool, int | None], tuple[GlobalBatch, Tensor]] = {}
     for arm in arms:
         # Text that is cut to a wire's length asks for the wire's, too.
-        key = (arm.wrong, arm.ratio) if isinstance(arm, WireArm) else (False, None)
+        key = (_is_wrong(arm), arm.ratio)
         if key not in wires:
             is_wrong, ratio = key
             replace = wrong if is_wrong else None
@@ -140,7 +140,7 @@ def _predict(
             if isinstance(arm, WireArm):
                 read = read_wire(job, name, arm, *wires[arm.wrong, arm.ratio])
             else:
-                read = read_text(job, name, arm, wires[False, None][0], part)
+                read = read_text(job, name, arm, wires[False, arm.ratio][0], part)
             found += [
                 prediction(
                     job,

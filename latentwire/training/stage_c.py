@@ -14,6 +14,7 @@ from latentwire.distributed.messages import barrier
 from latentwire.evaluation.arms import arms_of
 from latentwire.evaluation.gist import gist_scores
 from latentwire.evaluation.metrics import Prediction
+from latentwire.evaluation.reconstruction import reconstruction_scores
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
 from latentwire.training.frozen_check import FrozenCheck
@@ -66,6 +67,7 @@ def evaluate_into_folder(
         stop=lambda: stop.agreed(job.groups.world),
     )
     gists = _gists(plan, job, examples) if config.gist.use_gist_head else None
+    rewritten = reconstruction_scores(job, examples) if config.objectives.ae > 0 else None
     warn_of_cuts(job, "stage C")
     hashes = frozen.verify()
     if result is not None:
@@ -75,6 +77,8 @@ def evaluate_into_folder(
         metrics["decoder_hashes"] = hashes
         for name, scores in (gists or {}).items():
             metrics["decoders"][name]["gist"] = scores
+        for name, by_arm in (rewritten or {}).items():
+            metrics["decoders"][name]["reconstruction"] = by_arm
         _write_results(plan, metrics, predictions)
         print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)

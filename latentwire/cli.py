@@ -1,10 +1,7 @@
 """The ``latentwire`` command: training, evaluation, sweeps, acceptance, and what runners need."""
 
-import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 USAGE = """usage: latentwire <command> [arguments]
 
@@ -12,6 +9,7 @@ commands:
   train        train and evaluate a wire (the same as python -m latentwire.train)
   eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
+  ablate       switch every component on and off, and write what was learned
   accept       check whether a finished run is good enough to build on
   from-env     print what the runners' environment variables mean
   env-table    print every such variable as a Markdown table
@@ -28,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "eval": _eval,
         "sweep": _sweep,
+        "ablate": _ablate,
         "accept": _accept,
         "from-env": _from_env,
         "env-table": _env_table,
@@ -60,6 +59,12 @@ def _sweep(arguments: list[str]) -> int:
     return sweep(arguments)
 
 
+def _ablate(arguments: list[str]) -> int:
+    from latentwire.ablate import main as ablate
+
+    return ablate(arguments)
+
+
 def _accept(arguments: list[str]) -> int:
     from latentwire.accept import main as accept
 
@@ -80,28 +85,9 @@ def _env_table(arguments: list[str]) -> int:
 
 
 def _tiny(arguments: list[str]) -> int:
-    from latentwire.config_file import PACKAGED
-    from latentwire.data import tiny
+    from latentwire.tiny_build import main as tiny
 
-    specs = tiny.load_specs(PACKAGED / "tiny.yaml")
-    parser = argparse.ArgumentParser(
-        prog="latentwire tiny",
-        description="Pretrains the embedded pair on generated profiles, reproducibly.",
-    )
-    parser.add_argument("action", choices=["build"])
-    parser.add_argument("--out", type=Path, required=True, help="folder for the models")
-    parser.add_argument("--only", choices=list(specs), help="one model of the pair (default: all)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="shorter or longer than the specification says")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    for name, spec in specs.items():
-        if options.only in (None, name):
-            model, tokenizer = tiny.pretrain(spec, seed=options.seed, steps=options.steps)
-            tiny.save(model, tokenizer, options.out / name)
-            scores = tiny.reading_accuracy(model, tokenizer, seed=options.seed)
-            print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in scores.items()))
-    return 0
+    return tiny(arguments)
 
 
 if __name__ == "__main__":

@@ -83,8 +83,10 @@ class DataConfig:
     path: str | None = None
     """A local file, or for ``squad`` and ``hotpot`` a hub data set; None is the source's own
     default."""
-    setting: Literal["distractor", "gold"] = "distractor"
-    """Contexts of ``hotpot``: all ten paragraphs, or the two that hold the answer's support."""
+    setting: Literal["distractor", "gold", "plain", "hard"] | None = None
+    """Of ``hotpot``: ``distractor`` (all ten paragraphs) or ``gold`` (the two that hold the
+    answer's support). Of ``profiles``: ``plain``, or ``hard`` (longer, several people who share
+    attributes, questions in other words and over two facts). null is the first of them."""
     samples: int = 0
     """Training examples used; 0 is all of them."""
     questions_per_context: int = 6

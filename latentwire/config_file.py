@@ -7,7 +7,7 @@ fix. All problems are collected before any is reported.
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +26,14 @@ _UNIONS = (types.UnionType, typing.Union)
 
 
 def recipe_names() -> list[str]:
-    """Names of the packaged recipes."""
-    return sorted(path.stem for path in PACKAGED.glob("*.yaml") if path.stem != "tiny")
+    """Names of the packaged recipes: of those files that name decoders."""
+    return packaged_names(lambda tree: "decoders" in tree)
+
+
+def packaged_names(wanted: Callable[[Mapping[str, Any]], bool]) -> list[str]:
+    """Names of the packaged YAML files whose content is ``wanted``."""
+    trees = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in PACKAGED.glob("*.yaml")}
+    return sorted(name for name, tree in trees.items() if wanted(tree))
 
 
 def load(recipe: str, overrides: Sequence[str] = ()) -> Config:

@@ -15,6 +15,8 @@ from latentwire.data import tiny
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+HEADS = {"llama": (4, 2), "qwen": (3, 1)}
+"""Query heads, and those of keys and values."""
 
 
 def pytest_configure() -> None:
@@ -43,18 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def narrow(spec: tiny.TinySpec) -> tiny.TinySpec:
+    """The same family and tokenizer with two very small layers."""
+    queries, keys = HEADS[spec.name]
+    heads = {"num_attention_heads": queries, "num_key_value_heads": keys}
+    return dataclasses.replace(spec, architecture=spec.architecture | SMALL | heads)
+
+
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``llama`` and ``qwen``: real tokenizers, two random layers each."""
     root = tmp_path_factory.mktemp("pair")
     specs = tiny.load_specs(config_file.PACKAGED / "tiny.yaml")
-    heads = {"llama": (4, 2), "qwen": (3, 1)}
     for name, spec in specs.items():
-        small = SMALL | {
-            "num_attention_heads": heads[name][0],
-            "num_key_value_heads": heads[name][1],
-        }
-        spec = dataclasses.replace(spec, architecture=spec.architecture | small)
+        spec = narrow(spec)
         tokenizer = tiny.build_tokenizer(spec, seed=0)
         torch.manual_seed(0)
         # Large enough that a different input shows in the logits.

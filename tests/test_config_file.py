@@ -11,9 +11,9 @@ from latentwire.config import ConfigError
 # --- packaged recipes
 
 
-def test_smoke_is_a_recipe_and_the_pairs_specification_is_none() -> None:
+def test_smoke_is_a_recipe_and_other_packaged_files_are_none() -> None:
     assert "smoke" in config_file.recipe_names()
-    assert "tiny" not in config_file.recipe_names()
+    assert not {"tiny", "small", "ablations"} & set(config_file.recipe_names())
     assert "smoke" in only_problem("tiny"), "the message lists what there is"
 
 
@@ -144,7 +144,7 @@ def test_number_like_text_of_a_file_is_never_changed(tmp_path: Path, text: str) 
         ("encoder.attention", "bidirectional, causal"),
         ("decoders.a.quantization", "none, nf4, int8"),
         ("decoders.a.bos", "auto, always, never"),
-        ("data.setting", "distractor, gold"),
+        ("data.setting", "distractor, gold, plain, hard"),
     ],
 )
 def test_bad_option_lists_the_options(recipe: str, key: str, options: str) -> None:

@@ -59,7 +59,7 @@ _FIRMS = [
     for second in ("Mills", "Bank", "Press", "Works", "Foods")
 ]
 _NUMBERS = "two three four five six seven eight nine ten eleven twelve twenty thirty forty".split()
-_NAMES = (
+NAMES = (
     "Ada Bela Cora Dana Elin Faye Gina Hugo Iris Jonas Karl Lena Mira Nils Otto Petra Quinn Rosa "
     "Sven Tove Ugo Vera Walt Xenia Yara Zoe Arno Bruno Clara Doris Emil Frida Gerd Hanna Igor Jana "
     "Kurt Lars Marta Nora Olaf Paul Rita Sara Theo Ulla Viktor Wanda"
@@ -182,7 +182,7 @@ ATTRIBUTES: dict[str, Attribute] = dict(
             "friend",
             "{n} is a friend of {v}. | The best friend of {n} is {v}. | {n} often meets {v}.",
             "Who is the best friend of {n}? | Who does {n} often meet?",
-            _NAMES,
+            NAMES,
         ),
     )
 )
@@ -208,8 +208,8 @@ class Document:
 
 def _people(rng: random.Random, count: int) -> list[str]:
     """Names that differ in their first letter."""
-    first = rng.choice(_NAMES)
-    return [first, rng.choice([n for n in _NAMES if n[0] != first[0]])][:count]
+    first = rng.choice(NAMES)
+    return [first, rng.choice([n for n in NAMES if n[0] != first[0]])][:count]
 
 
 def _facts(

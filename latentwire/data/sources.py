@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
-from latentwire.data import hotpot, profiles, readers, rows
+from latentwire.data import hotpot, profiles, profiles_hard, readers, rows
 from latentwire.data.articles import Article, SourceError
 from latentwire.data.example import Example
 from latentwire.data.hotpot import Setting
@@ -16,6 +16,8 @@ from latentwire.data.hotpot import Setting
 Split = Literal["train", "validation", "test"]
 
 SOURCES = ("profiles", "squad", "hotpot", "jsonl")
+SETTINGS = {"profiles": ("plain", "hard"), "hotpot": ("distractor", "gold")}
+"""Sources whose examples can be made in several ways."""
 HUB_NAMES = {"squad": "rajpurkar/squad", "hotpot": hotpot.HUB_NAME}
 """Sources that the hub has, and the data set each reads without ``data.path``."""
 
@@ -65,6 +67,7 @@ class ProfilesSource:
 
     split: Split
     seed: int
+    hard: bool = False
 
     @property
     def num_documents(self) -> int:
@@ -72,7 +75,7 @@ class ProfilesSource:
 
     def examples(self, document: int) -> tuple[Example, ...]:
         assert 0 <= document < self.num_documents, document
-        return _profile(self.seed, self.split, document)
+        return _profile(self.seed, self.split, document, self.hard)
 
     def counts(self) -> list[int]:
         return [profiles.QUESTIONS_PER_DOCUMENT] * self.num_documents
@@ -97,7 +100,7 @@ class LoadedSource:
 
 
 def open_source(
-    *, source: str, path: str | None, setting: Setting, split: Split, seed: int
+    *, source: str, path: str | None, setting: str | None, split: Split, seed: int
 ) -> DataSource:
     """Opens one split of a data set.
 
@@ -105,7 +108,7 @@ def open_source(
         source: one of ``SOURCES``.
         path: a local file; for ``squad`` and ``hotpot`` also the name of a hub data set,
             ``org/name``.
-        setting: which paragraphs are a context of ``hotpot``.
+        setting: one of the source's ``SETTINGS``; None is the first of them.
         split: which split.
         seed: of the generated profiles, and of the split of a local file.
 
@@ -115,6 +118,10 @@ def open_source(
     assert split in get_args(Split), split
     if source not in SOURCES:
         raise SourceError([f"data.source: unknown source `{source}`; known: {', '.join(SOURCES)}"])
+    settings = SETTINGS.get(source, ())
+    if setting is not None and setting not in settings:
+        has = f"has {', '.join(settings)}" if settings else "has none; leave the key out"
+        raise SourceError([f"data.setting: `{setting}`: `data.source: {source}` {has}"])
     if source == "profiles":
         if path is not None:
             raise SourceError(
@@ -123,23 +130,24 @@ def open_source(
                     "remove data.path, or set data.source to squad, hotpot or jsonl"
                 ]
             )
-        return ProfilesSource(split=split, seed=seed)
+        return ProfilesSource(split=split, seed=seed, hard=setting == "hard")
+    of_hotpot: Setting = "gold" if setting == "gold" else "distractor"
     if source == "jsonl" and path is None:
         raise SourceError(["data.path: `data.source: jsonl` needs a file: set data.path"])
     if path is not None and not path.strip():
         raise SourceError(["data.path: the path is empty; give a file or leave the key out"])
     hub_name = _hub_name(path, HUB_NAMES[source]) if source in HUB_NAMES else None
     if hub_name is not None:
-        articles: Sequence[Article] = _read_hub(source, hub_name, _HUB_SPLITS[split], setting)
+        articles: Sequence[Article] = _read_hub(source, hub_name, _HUB_SPLITS[split], of_hotpot)
     else:
         assert path is not None, "every other source has a default"
-        every = _read_file(source, path, setting)
+        every = _read_file(source, path, of_hotpot)
         articles = _split_articles(every, split=split, seed=seed, path=path, source=source)
     documents = tuple(document for article in articles for document in article.documents)
     return LoadedSource(documents=documents)
 
 
-def check_source(*, source: str, path: str | None, setting: Setting, seed: int) -> list[str]:
+def check_source(*, source: str, path: str | None, setting: str | None, seed: int) -> list[str]:
     """Everything wrong with the data keys of a configuration, as messages; empty when all is well.
 
     It opens every split, so a local file is read in full, and a hub data set is downloaded.
@@ -153,8 +161,9 @@ def check_source(*, source: str, path: str | None, setting: Setting, seed: int) 
 
 
 @functools.lru_cache(maxsize=256)
-def _profile(seed: int, split: Split, index: int) -> tuple[Example, ...]:
-    return profiles.document(seed, split, index).examples
+def _profile(seed: int, split: Split, index: int, hard: bool) -> tuple[Example, ...]:
+    make = profiles_hard.document if hard else profiles.document
+    return make(seed, split, index).examples
 
 
 def _hub_name(path: str | None, default: str) -> str | None:

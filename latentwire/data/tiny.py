@@ -10,7 +10,8 @@ import logging
 import math
 import random
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from latentwire.config_file import packaged_names
+from latentwire.data import profiles_hard
 from latentwire.data.profiles import Document, Split, document
 from latentwire.data.prompts import DecoderPrompts
 
@@ -31,6 +34,18 @@ _IGNORE = -100
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of pretraining, with an optimizer and a learning rate's cosine of its own."""
+
+    steps: int
+    learning_rate: float
+    """Peak."""
+    hard_share: float = 0.0
+    """Share of a batch's documents that are of the harder profiles. Without any the documents
+    start short and grow."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TinySpec:
     """One model of the pair: its family, its tokenizer and its sizes."""
 
@@ -38,16 +53,30 @@ class TinySpec:
     model_type: str
     tokenizer: dict[str, Any]
     architecture: dict[str, Any]
-    steps: int
-    """Pretraining steps of the published weights."""
+    phases: tuple[Phase, ...]
+    """Pretraining of the published weights, one after the other."""
     threads: int
     """CPU threads they were pretrained with."""
+
+
+def sizes() -> list[str]:
+    """Names of the packaged specifications of a pair, each a file among the recipes."""
+
+    def is_one(tree: Mapping[str, Any]) -> bool:
+        return all(isinstance(entry, dict) and "architecture" in entry for entry in tree.values())
+
+    return packaged_names(is_one)
 
 
 def load_specs(path: Path) -> dict[str, TinySpec]:
     """The pair's specification from YAML."""
     tree = yaml.safe_load(path.read_text())
-    return {name: TinySpec(name=name, **entry) for name, entry in tree.items()}
+    return {
+        name: TinySpec(
+            name=name, phases=tuple(Phase(**phase) for phase in entry.pop("phases")), **entry
+        )
+        for name, entry in tree.items()
+    }
 
 
 def build_tokenizer(spec: TinySpec, *, seed: int) -> PreTrainedTokenizerFast:
@@ -127,8 +156,13 @@ def _pack(prompts: DecoderPrompts, doc: Document) -> tuple[list[int], list[int],
     return ids, positions, blocks
 
 
-def _batch(prompts: DecoderPrompts, docs: list[Document]) -> tuple[torch.Tensor, ...]:
-    """Pads packed documents: ids, positions, mask [B, 1, T, T], labels, and the answers' mask."""
+def _batch(
+    prompts: DecoderPrompts, docs: list[Document], *, device: torch.device | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Pads packed documents: ids, positions, mask [B, 1, T, T], labels, and the answers' mask.
+
+    All but the mask are [B, T]. They are made on the CPU and moved to ``device``.
+    """
     packed = [_pack(prompts, doc) for doc in docs]
     length = max(len(ids) for ids, _, _ in packed)
     ids = torch.full((len(docs), length), prompts.pad)
@@ -156,7 +190,8 @@ def _batch(prompts: DecoderPrompts, docs: list[Document]) -> tuple[torch.Tensor,
     visible = causal & same & (blocks[:, None, :] >= 0)
     visible |= torch.eye(length, dtype=torch.bool)
     mask = torch.zeros(visible.shape).masked_fill_(~visible, torch.finfo(torch.float32).min)
-    return ids, positions, mask[:, None], labels, is_answer
+    tensors = (ids, positions, mask[:, None], labels, is_answer)
+    return tensors if device is None else tuple(tensor.to(device) for tensor in tensors)
 
 
 def _facts_range(progress: float) -> tuple[int, int]:
@@ -181,47 +216,70 @@ def pretrain(
     seed: int,
     steps: int | None = None,
     batch_documents: int = 16,
-    learning_rate: float = 2e-3,
+    device: torch.device | None = None,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Trains one model of the pair from scratch and returns it with its tokenizer.
 
     Args:
-        steps: in place of the specification's own number.
+        steps: of each phase, in place of the specification's own number.
+        device: where it is trained, and left; None is the CPU.
 
-    The same seed, steps and batch size on the same machine give the same weights.
+    The same seed, steps and batch size on the CPU of the same machine give the same weights. A GPU
+    starts from the same weights and reads the same documents, but sums in an order of its own.
     """
-    steps = spec.steps if steps is None else steps
     torch.manual_seed(seed)
     # Sums over another number of threads come in another order, and would give other weights.
     threads_before = torch.get_num_threads()
     torch.set_num_threads(spec.threads)
     tokenizer = build_tokenizer(spec, seed=seed)
-    model = build_model(spec, tokenizer)
-    prompts = DecoderPrompts(tokenizer)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05
-    )
+    model = build_model(spec, tokenizer).to(device)
+    log.info("%s: %d parameters", spec.name, model.num_parameters())
     rng = random.Random(seed)
-    log.info("%s: %d parameters, %d steps", spec.name, model.num_parameters(), steps)
+    for number, phase in enumerate(spec.phases, start=1):
+        phase = phase if steps is None else replace(phase, steps=steps)
+        train_phase(
+            model,
+            DecoderPrompts(tokenizer),
+            phase,
+            rng=rng,
+            seed=seed,
+            batch_documents=batch_documents,
+            name=f"{spec.name}, phase {number}",
+        )
+    torch.set_num_threads(threads_before)
+    return model.eval(), tokenizer
+
+
+def train_phase(
+    model: Any,
+    prompts: DecoderPrompts,
+    phase: Phase,
+    *,
+    rng: random.Random,
+    seed: int,
+    batch_documents: int,
+    name: str,
+) -> None:
+    """Trains ``model`` for one phase, in place, on the device it is on.
+
+    Args:
+        rng: draws the documents.
+        name: what the log calls it.
+    """
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
+    )
     start = time.perf_counter()
-    for step in range(steps):
-        progress = step / steps
-        low, high = _facts_range(progress)
-        docs = [
-            document(
-                seed,
-                "train",
-                rng.randrange(1 << 40),
-                min_facts=low,
-                max_facts=high,
-                crowded=number % 2 == 0,
-            )
-            for number in range(batch_documents)
-        ]
-        ids, positions, mask, labels, is_answer = _batch(prompts, docs)
+    for step in range(phase.steps):
+        progress = step / phase.steps
+        docs = _documents(phase, progress, rng=rng, seed=seed, number=batch_documents)
+        ids, positions, mask, labels, is_answer = _batch(prompts, docs, device=model.device)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(progress, learning_rate)
-        logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
+            group["lr"] = _learning_rate(progress, phase.learning_rate)
+        with _mixed_precision(model.device):
+            logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
+        # In fp32, also where the products of the forward were in bf16.
+        logits = logits.float()
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORE, reduction="none"
         ).view_as(labels)
@@ -232,19 +290,47 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if (step + 1) % 100 == 0 or step + 1 == phase.steps:
             right = (logits.argmax(-1) == labels)[is_answer].float().mean()
             log.info(
                 "%s: step %d/%d, answer loss %.4f, answer-token accuracy %.4f, %.0f s",
-                spec.name,
+                name,
                 step + 1,
-                steps,
+                phase.steps,
                 answer_loss.item(),
                 right.item(),
                 time.perf_counter() - start,
             )
-    torch.set_num_threads(threads_before)
-    return model.eval(), tokenizer
+
+
+def _mixed_precision(device: torch.device) -> torch.autocast:
+    """Products in bf16 on a GPU that has it; the weights and their updates stay in fp32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
+
+
+def _documents(
+    phase: Phase, progress: float, *, rng: random.Random, seed: int, number: int
+) -> list[Document]:
+    """The training documents of one step."""
+    num_hard = round(phase.hard_share * number)
+    low, high = _facts_range(1.0 if num_hard else progress)
+    plain = [
+        document(
+            seed,
+            "train",
+            rng.randrange(1 << 40),
+            min_facts=low,
+            max_facts=high,
+            crowded=index % 2 == 0,
+        )
+        for index in range(number - num_hard)
+    ]
+    hard = [
+        profiles_hard.document(seed, "train", rng.randrange(1 << 40), min_facts=10, max_facts=25)
+        for _ in range(num_hard)
+    ]
+    return plain + hard
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -256,18 +342,29 @@ def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 @torch.no_grad()
 def reading_accuracy(
-    model: Any, tokenizer: Any, *, seed: int, split: Split = "test", num_documents: int = 200
+    model: Any,
+    tokenizer: Any,
+    *,
+    seed: int,
+    split: Split = "test",
+    num_documents: int = 200,
+    hard: bool = False,
 ) -> dict[str, float]:
     """Exact match from text on held-out documents: overall and by kind of question.
 
-    An answer counts when every token and the EOS after it is the model's own greedy choice.
+    An answer counts when every token and the EOS after it is the model's own greedy choice. The
+    model reads on the device it is on, in its own precision.
+
+    Args:
+        hard: on the harder profiles.
     """
     prompts = DecoderPrompts(tokenizer)
     right: dict[str, list[bool]] = {}
     for start in range(0, num_documents, 20):
         stop = min(start + 20, num_documents)
-        docs = [document(seed, split, index) for index in range(start, stop)]
-        ids, positions, mask, labels, is_answer = _batch(prompts, docs)
+        make = profiles_hard.document if hard else document
+        docs = [make(seed, split, index) for index in range(start, stop)]
+        ids, positions, mask, labels, is_answer = _batch(prompts, docs, device=model.device)
         logits = model(input_ids=ids, position_ids=positions, attention_mask=mask).logits
         hit = logits.argmax(-1) == labels
         for row, doc in enumerate(docs):

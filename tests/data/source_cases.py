@@ -59,7 +59,7 @@ def write_lines(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
 
 
 def contents(
-    source: str, path: str | None, *, seed: int = 0, setting: Setting = "distractor"
+    source: str, path: str | None, *, seed: int = 0, setting: Setting | None = None
 ) -> dict[Split, list[Example]]:
     """Every example by split; the counts are checked on the way."""
     found = {}
@@ -76,11 +76,11 @@ def contexts(found: dict[Split, list[Example]]) -> dict[Split, set[str]]:
     return {split: {example.context for example in found[split]} for split in SPLITS}
 
 
-def problems(source: str, path: str | None, *, setting: Setting = "distractor") -> list[str]:
+def problems(source: str, path: str | None, *, setting: Setting | None = None) -> list[str]:
     return check_source(source=source, path=path, setting=setting, seed=0)
 
 
-def one_problem(source: str, path: str | None, *, setting: Setting = "distractor") -> str:
+def one_problem(source: str, path: str | None, *, setting: Setting | None = None) -> str:
     """The single message, also what ``open_source`` raises."""
     found = problems(source, path, setting=setting)
     assert len(found) == 1, found

@@ -24,7 +24,13 @@ def step(source: DataSource, *, size: int, questions_per_context: int = 6) -> li
 
 
 def opened(source: str, path: str) -> DataSource:
-    return open_source(source=source, path=path, setting="gold", split="train", seed=0)
+    return open_source(
+        source=source,
+        path=path,
+        setting="gold" if source == "hotpot" else None,
+        split="train",
+        seed=0,
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])

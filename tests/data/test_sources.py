@@ -28,9 +28,7 @@ from latentwire.data.sources import open_source
 
 def test_profiles_are_random_access_and_sized() -> None:
     for split in SPLITS:
-        source = open_source(
-            source="profiles", path=None, setting="distractor", split=split, seed=1
-        )
+        source = open_source(source="profiles", path=None, setting=None, split=split, seed=1)
         assert source.num_documents == profiles.DOCUMENTS_PER_SPLIT[split]
         assert source.counts() == [profiles.QUESTIONS_PER_DOCUMENT] * source.num_documents
         last = source.num_documents - 1

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import narrow
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import (
     AutoModelForCausalLM,
     LlamaForCausalLM,
@@ -24,7 +27,8 @@ from latentwire.data.tokenizers import load_tokenizer
 
 FAMILIES = ["llama", "qwen"]
 MODEL_CLASSES = {"llama": LlamaForCausalLM, "qwen": Qwen2ForCausalLM}
-SPECS = tiny.load_specs(config_file.PACKAGED / "tiny.yaml")
+SIZES = {size: tiny.load_specs(config_file.PACKAGED / f"{size}.yaml") for size in tiny.sizes()}
+SPECS = SIZES["tiny"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -43,6 +47,35 @@ def loaded(pair: Path, family: str) -> Any:
 def built(family: str) -> PreTrainedTokenizerFast:
     """The tokenizer as the builder makes it, never saved."""
     return tiny.build_tokenizer(SPECS[family], seed=0)
+
+
+# --- specifications
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_is_the_same_two_families_and_learns_the_harder_profiles(size: str) -> None:
+    assert set(SIZES) == {"tiny", "small"}
+    assert {name: spec.model_type for name, spec in SIZES[size].items()} == {
+        name: spec.model_type for name, spec in SPECS.items()
+    }
+    for spec in SIZES[size].values():
+        plain, hard = spec.phases
+        assert plain.hard_share == 0 and 0.5 <= hard.hard_share < 1
+        assert min(plain.steps, hard.steps) >= 1000
+
+
+def test_sizes_have_the_parameters_their_readers_count_on(family: str) -> None:
+    counts = {}
+    for size, specs in SIZES.items():
+        tokenizer = tiny.build_tokenizer(specs[family], seed=0)
+        assert len(tokenizer) == specs[family].tokenizer["vocab_size"]
+        with torch.device("meta"):
+            model = tiny.build_model(specs[family], tokenizer)
+        assert type(model) is MODEL_CLASSES[family]
+        counts[size] = model.num_parameters()
+    assert counts["tiny"] == {"llama": 1_316_216, "qwen": 1_178_656}[family], "as README says"
+    assert counts["small"] == {"llama": 24_138_240, "qwen": 23_010_112}[family], "as README says"
+    assert 20e6 <= counts["small"] <= 40e6
 
 
 # --- tokenizers
@@ -106,8 +139,9 @@ def test_building_twice_gives_the_same_tokenizer(
     assert len(built) == SPECS[family].tokenizer["vocab_size"]
 
 
-def test_families_cut_text_differently(pair: Path) -> None:
-    first, second = (load_tokenizer(DecoderConfig(model=str(pair / name))) for name in FAMILIES)
+@pytest.mark.parametrize("size", SIZES)
+def test_families_cut_text_differently(size: str) -> None:
+    first, second = (tiny.build_tokenizer(SIZES[size][name], seed=0) for name in FAMILIES)
     contexts = [document(0, "test", index).context for index in range(300)]
     totals = [
         sum(len(ids) for ids in tokenizer(contexts, add_special_tokens=False)["input_ids"])
@@ -200,19 +234,136 @@ def test_labels_are_the_next_token_of_the_same_question(loaded: Any, docs: list[
 
 
 def test_building_twice_gives_the_same_weights(family: str) -> None:
-    small = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    spec = dataclasses.replace(
-        SPECS[family], architecture=SPECS[family].architecture | small | heads
-    )
     states = []
     for _ in range(2):
         torch.rand(7)  # Whatever was drawn before must not matter.
-        model, _ = tiny.pretrain(spec, seed=1, steps=3, batch_documents=2)
+        model, _ = tiny.pretrain(narrow(SPECS[family]), seed=1, steps=3, batch_documents=2)
         states.append(model.state_dict())
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name]), name
+
+
+def is_hard(doc: Document) -> bool:
+    kinds = {example.kind for example in doc.examples}
+    hard = bool(kinds & {"direct", "paraphrased", "two_hop"})
+    assert hard != bool(kinds & {"plain", "shared"}), "of one kind of profiles"
+    return hard
+
+
+@pytest.mark.parametrize(("share", "num_hard"), [(0.0, 0), (0.25, 2), (0.6, 5), (1.0, 8)])
+def test_a_step_has_the_share_of_hard_documents_asked_for(share: float, num_hard: int) -> None:
+    phase = tiny.Phase(steps=10, learning_rate=1e-3, hard_share=share)
+    for progress in (0.0, 0.5):
+        docs = tiny._documents(phase, progress, rng=random.Random(0), seed=0, number=8)
+        assert sum(map(is_hard, docs)) == num_hard
+        assert len(docs) == 8
+        plain = [len(doc.facts) for doc in docs if not is_hard(doc)]
+        short = progress == 0 and share == 0
+        assert all(size <= 4 if short else size >= 4 for size in plain), "short ones come first"
+
+
+def cosine(progress: float) -> float:
+    """From 1 at the end of the warm-up's 3% to 0 at the end of the phase."""
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - 0.03) / 0.97)
+
+
+def test_phases_train_one_model_and_each_restarts_the_learning_rate(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = (
+        tiny.Phase(steps=3, learning_rate=2e-3),
+        tiny.Phase(steps=2, learning_rate=1e-3, hard_share=0.5),
+    )
+    states, ran = [], []
+    train_phase = tiny.train_phase
+
+    def watched(model: Any, prompts: DecoderPrompts, phase: tiny.Phase, **options: Any) -> None:
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        train_phase(model, prompts, phase, **options)
+        after = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        states.append((before, after))
+        ran.append(phase)
+
+    def note(optimizer: Any, *_: object) -> None:
+        rates.setdefault(id(optimizer), []).append(optimizer.param_groups[0]["lr"])
+        kept.append(optimizer)  # No two may have the same id.
+
+    rates: dict[int, list[float]] = {}
+    kept: list[Any] = []
+    monkeypatch.setattr(tiny, "train_phase", watched)
+    hook = register_optimizer_step_pre_hook(note)
+    spec = dataclasses.replace(narrow(SPECS[family]), phases=phases)
+    model, _ = tiny.pretrain(spec, seed=0, batch_documents=2)
+    hook.remove()
+
+    assert tuple(ran) == phases
+    first, second = rates.values()
+    assert first[0] == second[0] == 0, "each warms up anew"
+    assert first[1] > first[2] > 0
+    assert first[1] == pytest.approx(2e-3 * cosine(1 / 3)), "each has its own peak and length"
+    assert second[1] == pytest.approx(1e-3 * cosine(1 / 2))
+    (start, middle), (again, end) = states
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again[name], middle[name]), "the second goes on where the first ended"
+        assert torch.equal(tensor, end[name])
+    weight = "model.embed_tokens.weight"
+    assert not torch.equal(start[weight], middle[weight])
+    assert not torch.equal(again[weight], end[weight])
+
+
+def test_steps_replace_the_number_of_every_phase(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tiny.Phase] = []
+    monkeypatch.setattr(tiny, "train_phase", lambda model, prompts, phase, **_: ran.append(phase))
+    tiny.pretrain(narrow(SPECS[family]), seed=0, steps=7)
+    assert [phase.steps for phase in ran] == [7, 7]
+    assert [phase.hard_share for phase in ran] == [
+        phase.hard_share for phase in SPECS[family].phases
+    ]
+
+
+def weights(family: str, *, device: str = "cpu", steps: int = 20) -> torch.Tensor:
+    """All weights after a short pretraining, as one vector on the CPU."""
+    spec = narrow(SPECS[family])
+    if steps == 0:
+        spec = dataclasses.replace(spec, phases=())
+    model, _ = tiny.pretrain(
+        spec, seed=0, steps=steps, batch_documents=4, device=torch.device(device)
+    )
+    assert model.device.type == device and model.dtype == torch.float32
+    return torch.cat([weight.detach().cpu().flatten() for weight in model.parameters()])
+
+
+@pytest.mark.slow
+def test_bf16_products_learn_what_fp32_learns(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: padding and the other questions stay hidden under the mask in bf16."""
+    start, exact = weights(family, steps=0), weights(family)
+    monkeypatch.setattr(
+        tiny, "_mixed_precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
+    coarse = weights(family)
+    assert 0 < (coarse - exact).norm() < 0.1 * (exact - start).norm()
+
+
+def test_the_cpu_trains_in_fp32() -> None:
+    with tiny._mixed_precision(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_what_the_cpu_learns(family: str) -> None:
+    start, exact = weights(family, steps=0), weights(family)
+    assert (weights(family, device="cuda") - exact).norm() < 0.1 * (exact - start).norm()
+
+
+def test_reading_is_scored_by_kind_of_question(pair: Path, family: str, loaded: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(pair / family).eval()
+    plain = tiny.reading_accuracy(model, loaded, seed=0, num_documents=3)
+    hard = tiny.reading_accuracy(model, loaded, seed=0, num_documents=3, hard=True)
+    assert set(plain) <= {"em", "em_plain", "em_shared"} and "em" in plain
+    assert set(hard) == {"em", "em_direct", "em_paraphrased", "em_two_hop"}
 
 
 # --- the pair that is shipped

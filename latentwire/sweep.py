@@ -1,29 +1,28 @@
 """``latentwire sweep``: a cross product of configurations, run one after the other.
 
-Each point is a run of its own, ``<tag>-<point>``. A finished point is not run again and an
-interrupted one goes on where it stopped, so the same command always ends in the same table.
+Each point is a run of its own, ``<tag>-<point>``, and the same command always ends in the same
+table.
 """
 
 import itertools
 import json
 import logging
 import re
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
 
 from latentwire import config_file
 from latentwire.arguments import Parser, add_run, with_flags
-from latentwire.config import ConfigError, flatten
+from latentwire.config import ConfigError
+from latentwire.points import Point, Runner, is_finished
 from latentwire.sweep_table import Row, write_tables
-from latentwire.training.preflight import Plan, preflight, recorded_config
+from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.status import FILES, read_status
 
@@ -47,17 +46,6 @@ class Sweep:
     """Values of each swept key, as an override writes them."""
     nproc: int
     """Processes of each run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One run of a sweep, checked."""
-
-    name: str
-    values: tuple[str, ...]
-    """Of the swept keys, in order."""
-    overrides: tuple[str, ...]
-    plan: Plan
 
 
 def axis_names(keys: Sequence[str]) -> list[str]:
@@ -204,83 +192,39 @@ def points(sweep: Sweep) -> tuple[Path, str, list[Point]]:
     return Path(run.root) / run.tag, run.tag, found
 
 
-def is_finished(plan: Plan) -> bool:
-    """Whether the run has ended with what this command would train."""
-    if read_status(plan.run_folder).get("state") != "finished":
-        return False
-    before = recorded_config(plan.run_folder, plan.checkpoint_folder)
-    if before is None or not (plan.run_folder / FILES["metrics"]).is_file():
-        return False
-    old, new = flatten(before), flatten(plan.config)
-    # More steps of the same run are no other run, and not a finished one either.
-    return all(old.get(key) == new[key] for key in new if key.startswith("train."))
-
-
-class Runner:
-    """Runs points as subprocesses; a signal to stop reaches the run and ends the sweep."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._sweep = sweep
-        self._child: subprocess.Popen[bytes] | None = None
-        self.stopped_by: int | None = None
-        """The signal that ended the sweep."""
-
-    def command(self, point: Point) -> list[str]:
-        """The command line of one point."""
-        return [
-            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1"),
-            f"--nproc-per-node={self._sweep.nproc}",
-            *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"),
-            *("-m", "latentwire.train", "--recipe", self._sweep.recipe, *point.overrides),
-        ]
-
-    def run(self, point: Point) -> bool:
-        """Runs one point to its end; returns whether it finished."""
-        # A session of its own: a terminal's Ctrl-C comes once, through here.
-        self._child = subprocess.Popen(self.command(point), start_new_session=True)
-        if self.stopped_by is not None:  # it came before there was a child
-            self._child.send_signal(signal.SIGTERM)
-        code = self._child.wait()
-        self._child = None
-        state = read_status(point.plan.run_folder).get("state")
-        return code == 0 and state == "finished"
-
-    def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """A signal's handler: the run saves and ends, then so does the sweep.
-
-        Only the first signal is passed on: the launcher kills workers that do not end in time, and
-        another signal would interrupt it in that.
-        """
-        if self.stopped_by is None:
-            self.stopped_by = number
-            if self._child is not None and self._child.poll() is None:
-                self._child.send_signal(signal.SIGTERM)
+def command(sweep: Sweep, point: Point) -> list[str]:
+    """The command line of one point."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1"),
+        f"--nproc-per-node={sweep.nproc}",
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"),
+        *("-m", "latentwire.train", "--recipe", sweep.recipe, *point.overrides),
+    ]
 
 
 def run(sweep: Sweep, folder: Path, tag: str, every: Sequence[Point]) -> int:
     """Runs what is left of a sweep and writes its table; returns the exit code."""
-    runner = Runner(sweep)
-    previous = {
-        number: signal.signal(number, runner.stop) for number in (signal.SIGINT, signal.SIGTERM)
+    places = {
+        point.name: f"point {number} of {len(every)}, {point.name}"
+        for number, point in enumerate(every, start=1)
     }
-    failed = []
-    try:
-        for number, point in enumerate(every, start=1):
-            where = f"point {number} of {len(every)}, {point.name}"
-            if is_finished(point.plan):
-                log.info("%s: finished before", where)
-                continue
-            log.info("%s: run '%s'", where, point.plan.config.run.tag)
-            finished = runner.run(point)
-            if runner.stopped_by is not None:
-                break
-            if not finished:
-                reason = read_status(point.plan.run_folder).get("reason", "unknown")
-                log.error("%s: failed (%s); going on with the next", where, reason)
-                failed.append(point.name)
-    finally:
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
+    failed: list[str] = []
+
+    def started(point: Point) -> None:
+        log.info("%s: run '%s'", places[point.name], point.plan.config.run.tag)
+
+    def ended(point: Point, finished: bool) -> None:
+        if not finished and runner.stopped_by is None:
+            reason = read_status(point.plan.run_folder).get("reason", "unknown")
+            log.error("%s: failed (%s); going on with the next", places[point.name], reason)
+            failed.append(point.name)
+
+    runner = Runner(partial(command, sweep), started=started, ended=ended)
+    left = [point for point in every if not is_finished(point.plan)]
+    for point in every:
+        if point not in left:
+            log.info("%s: finished before", places[point.name])
+    runner.run(left)
     text = write_tables(folder, tag, axis_names(list(sweep.axes)), [_row(p) for p in every])
     log.info("\n%s\nsweep.md, sweep.csv and sweep.svg are in %s", text, folder)
     if runner.stopped_by is not None:

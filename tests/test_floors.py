@@ -13,7 +13,18 @@ PACKAGE = Path(__file__).parent.parent / "latentwire"
 FLOORS: list[set[str]] = [
     {
         *{"cli", "train", "bench", "plan", "arguments", "environment", "from_env", "accept"},
-        *{"sweep", "sweep_table", "svg"},
+        *{
+            "tiny_build",
+            "points",
+            "sweep",
+            "sweep_table",
+            "ablate",
+            "ablation_report",
+            "ablation_scores",
+            "ablation_file",
+            "ablation_results",
+            "svg",
+        },
     },
     {"training"},
     {"evaluation"},

@@ -14,7 +14,7 @@ import pytest
 from conftest import small_overrides
 from launching import python
 
-from latentwire import sweep
+from latentwire import points, sweep
 from latentwire.config import ConfigError
 from latentwire.svg import Line, Mark, plot, ticks
 from latentwire.sweep_table import Row, markdown, write_tables
@@ -66,12 +66,14 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
 
-    def command(runner: sweep.Runner, point: sweep.Point) -> list[str]:
+    def command(given: sweep.Sweep, point: sweep.Point) -> list[str]:
         return [sys.executable, str(script), *point.overrides]
 
-    monkeypatch.setattr(sweep.Runner, "command", command)
+    monkeypatch.setattr(sweep, "command", command)
     # The stand-in leaves no config.yaml: what it was started with is what is asked for.
-    monkeypatch.setattr(sweep, "recorded_config", lambda folder, checkpoints: RECORDED[folder.name])
+    monkeypatch.setattr(
+        points, "recorded_config", lambda folder, checkpoints: RECORDED[folder.name]
+    )
     return tmp_path / "runs" / "started"
 
 
@@ -271,8 +273,8 @@ def test_more_steps_make_a_finished_point_unfinished(
     assert sweep.main(arguments) == 0
     assert all(sweep.is_finished(point.plan) for point in every)
     longer = [text.replace("stage_b.steps=2", "stage_b.steps=3") for text in arguments]
-    _, _, points = sweep.points(sweep.parse(longer)[0])
-    assert not any(sweep.is_finished(point.plan) for point in points)
+    _, _, every = sweep.points(sweep.parse(longer)[0])
+    assert not any(sweep.is_finished(point.plan) for point in every)
 
 
 @pytest.mark.slow
@@ -357,7 +359,7 @@ def test_ticks_enclose_what_they_mark(low: float, high: float) -> None:
 def test_the_command_is_torchrun_on_this_package(arguments: list[str]) -> None:
     given, _ = sweep.parse([*arguments, "--nproc", "3"])
     _, _, every = sweep.points(given)
-    command = sweep.Runner(given).command(every[0])
+    command = sweep.command(given, every[0])
     assert command[0] == sys.executable
     assert "--nproc-per-node=3" in command
     assert command[-1] == f"run.tag={TAGS[0]}"

@@ -1,0 +1,127 @@
+"""Numbers of an ablation's rows over their seeds, and differences between rows."""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from latentwire.ablation_file import Ablation, Row
+from latentwire.ablation_results import Result
+from latentwire.evaluation.metrics import bootstrap_ci95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A mean with its 95 % interval, over documents and seeds."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is known of one row."""
+
+    row: Row
+    results: tuple[Result, ...]
+    """By seed."""
+
+    @property
+    def wires(self) -> list[str]:
+        """Arms that read their own wire; none as long as nothing is known."""
+        return self.results[0].wires if self.results else []
+
+    @property
+    def decoders(self) -> list[str]:
+        return list(self.results[0].em) if self.results else []
+
+    def em(self, arm: str) -> float | None:
+        """Over decoders and seeds; None where the row has no such arm."""
+        return _mean(arms[arm] for result in self.results for arms in _having(result, arm))
+
+    def mean_em(self, arm: str) -> float:
+        """Over decoders and seeds, and over all ratios of ``arm``."""
+        return statistics.fmean(result.mean_em(arm) for result in self.results)
+
+    def compression(self, arm: str) -> float | None:
+        """Over decoders and seeds, in tokens of text for a position read."""
+        return _mean(
+            arms[arm]
+            for result in self.results
+            for arms in result.compression.values()
+            if arm in arms
+        )
+
+    def normalised(self, decoder: str, arm: str) -> list[float]:
+        """Of each seed; none where the row has no such arm, or text gives the decoder nothing."""
+        found = [
+            result.normalised_em(decoder, arm)
+            for result in self.results
+            if arm in result.em.get(decoder, {})
+        ]
+        return [value for value in found if value is not None]
+
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of exact match over documents, decoders and ratios."""
+        values = [value for result in self.results for value in _by_document(result, None)]
+        return bootstrap_ci95(values)
+
+    def against(self, base: "Scores") -> Difference | None:
+        """Paired by document and seed over the decoders and ratios that both rows have; None
+        where they have no seed in common."""
+        others = {result.seed: result for result in base.results}
+        values: list[float] = []
+        for result in self.results:
+            other = others.get(result.seed)
+            if other is None or other.asked != result.asked:
+                continue
+            common = _cells(result) & _cells(other)
+            if common:
+                pairs = zip(_by_document(result, common), _by_document(other, common), strict=True)
+                values += [own - theirs for own, theirs in pairs]
+        if not values:
+            return None
+        low, high = bootstrap_ci95(values)
+        return Difference(mean=statistics.fmean(values), low=low, high=high)
+
+
+def scores_of(ablation: Ablation, results: Mapping[str, Result]) -> list[Scores]:
+    """Every row with its results, in the file's order."""
+    return [
+        Scores(
+            row=row,
+            results=tuple(
+                sorted(
+                    (result for result in results.values() if result.row == row.name),
+                    key=lambda result: result.seed,
+                )
+            ),
+        )
+        for row in ablation.rows
+    ]
+
+
+def _mean(values: Iterator[float]) -> float | None:
+    found = list(values)
+    return statistics.fmean(found) if found else None
+
+
+def _having(result: Result, arm: str) -> list[dict[str, float]]:
+    return [arms for arms in result.em.values() if arm in arms]
+
+
+def _cells(result: Result) -> set[tuple[str, str]]:
+    return {(decoder, arm) for decoder, arms in result.right.items() for arm in arms}
+
+
+def _by_document(result: Result, cells: set[tuple[str, str]] | None) -> list[float]:
+    """Exact match of each document over the (decoder, arm) ``cells``; None is all of them."""
+    chosen = sorted(_cells(result) if cells is None else cells)
+    columns = [result.right[decoder][arm] for decoder, arm in chosen]
+    return [
+        statistics.fmean(counts) / asked
+        for asked, counts in zip(result.asked, zip(*columns, strict=True), strict=True)
+    ]

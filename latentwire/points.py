@@ -1,0 +1,132 @@
+"""Runs that belong together: the points of a sweep or of an ablation, one or several at a time.
+
+A finished point is not run again and an interrupted one goes on where it stopped, so the command
+that started them can always be repeated.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType
+
+from latentwire.config import flatten
+from latentwire.training.preflight import Plan, recorded_config
+from latentwire.training.status import FILES, read_status
+
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run, checked."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    """Of the swept keys, in order."""
+    overrides: tuple[str, ...]
+    plan: Plan
+
+
+def is_finished(plan: Plan) -> bool:
+    """Whether the run has ended with what this command would train."""
+    if read_status(plan.run_folder).get("state") != "finished":
+        return False
+    before = recorded_config(plan.run_folder, plan.checkpoint_folder)
+    if before is None or not (plan.run_folder / FILES["metrics"]).is_file():
+        return False
+    old, new = flatten(before), flatten(plan.config)
+    # More steps of the same run are no other run, and not a finished one either.
+    return all(old.get(key) == new[key] for key in new if key.startswith("train."))
+
+
+class Runner:
+    """Runs points as subprocesses; a signal to stop reaches every run and ends the rest.
+
+    Args:
+        command: the command line of a point.
+        workers: runs at a time. Several share out the cores that this process may use, each with
+            its own, so that none waits for another's threads.
+        started: called with a point when it starts.
+        ended: called with a point and whether it finished.
+    """
+
+    def __init__(
+        self,
+        command: Callable[[Point], list[str]],
+        *,
+        workers: int = 1,
+        started: Callable[[Point], None],
+        ended: Callable[[Point, bool], None],
+    ) -> None:
+        self._command = command
+        self._started, self._ended = started, ended
+        self._free: list[tuple[int, ...]] = _shares(workers) if workers > 1 else [()]
+        self._running: list[tuple[subprocess.Popen[bytes], Point, tuple[int, ...]]] = []
+        self.stopped_by: int | None = None
+        """The signal that ended it all."""
+
+    def run(self, points: Sequence[Point]) -> None:
+        """Runs all points, in order; returns when none is running."""
+        handled = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._stop) for number in handled}
+        waiting = list(points)
+        try:
+            while self._running or (waiting and self.stopped_by is None):
+                while waiting and self._free and self.stopped_by is None:
+                    self._start(waiting.pop(0))
+                time.sleep(_POLL_SECONDS)
+                self._collect()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _start(self, point: Point) -> None:
+        self._started(point)
+        cores = self._free.pop()
+        environment = dict(os.environ)
+        if cores:
+            environment |= {"OMP_NUM_THREADS": str(len(cores))}
+        # A session of its own: a terminal's Ctrl-C comes once, through here.
+        child = subprocess.Popen(self._command(point), start_new_session=True, env=environment)
+        if cores:
+            with suppress(ProcessLookupError):  # it has ended already
+                os.sched_setaffinity(child.pid, cores)
+        self._running.append((child, point, cores))
+        if self.stopped_by is not None:  # it came before there was a child
+            child.send_signal(signal.SIGTERM)
+
+    def _collect(self) -> None:
+        for entry in list(self._running):
+            child, point, cores = entry
+            code = child.poll()
+            if code is None:
+                continue
+            self._running.remove(entry)
+            self._free.append(cores)
+            state = read_status(point.plan.run_folder).get("state")
+            self._ended(point, code == 0 and state == "finished")
+
+    def _stop(self, number: int, frame: FrameType | None = None) -> None:
+        """A signal's handler: the runs save and end, and no other starts.
+
+        Only the first signal is passed on: the launcher kills workers that do not end in time, and
+        another signal would interrupt it in that.
+        """
+        if self.stopped_by is None:
+            self.stopped_by = number
+            for child, _, _ in self._running:
+                if child.poll() is None:
+                    child.send_signal(signal.SIGTERM)
+
+
+def _shares(workers: int) -> list[tuple[int, ...]]:
+    """This process's cores in ``workers`` parts; two parts share a core where there are too few."""
+    cores = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cores) // workers)
+    return [
+        tuple(cores[(part * size + i) % len(cores)] for i in range(size)) for part in range(workers)
+    ]

@@ -112,7 +112,10 @@ def _dataset(text: str) -> str:
     )
 
 
-_QUERIES, _RATIO = ("wire.pooling=queries",), ("wire.pooling=mean", "wire.num_latents=0")
+_ONE_LENGTH = ("train.stage_a.ratios=[]", "train.stage_b.ratios=[]", "eval.ratios=[]")
+"""A recipe's wire has several ratios; who names a length wants that one alone."""
+_QUERIES = ("wire.pooling=queries", *_ONE_LENGTH)
+_RATIO = ("wire.num_latents=0", *_ONE_LENGTH)
 
 _VARIABLES = (
     Variable(
@@ -186,7 +189,7 @@ _VARIABLES = (
         key="wire.ratio",
         read=_whole(1),
         with_it=_RATIO,
-        meaning="encoder tokens per latent instead (`wire.pooling=mean`, `wire.num_latents=0`)",
+        meaning="encoder tokens per latent instead, that ratio alone",
     ),
     *(
         variable

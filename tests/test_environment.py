@@ -9,6 +9,7 @@ from latentwire import config_file, environment, from_env
 from latentwire.config import ConfigError, flatten
 
 PAIR = ("llama", "qwen")
+ONE_LENGTH = {"train.stage_a.ratios": (), "train.stage_b.ratios": (), "eval.ratios": ()}
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "RUN_TAG": ("mine", {"run.tag": "mine"}),
     "DATASET": ("squad", {"data.source": "squad", "data.path": None}),
@@ -21,8 +22,8 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "BATCH_SIZE": ("36", {"train.batch_size": 36}),
     "BATCH_SIZE_A": ("12", {"train.stage_a.batch_size": 12, "train.batch_size": 24}),
     "BATCH_SIZE_B": ("36", {"train.stage_b.batch_size": 36, "train.batch_size": 24}),
-    "LATENT_LEN": ("8", {"wire.num_latents": 8, "wire.pooling": "queries"}),
-    "LATENT_RATIO": ("6", {"wire.ratio": 6, "wire.pooling": "mean", "wire.num_latents": 0}),
+    "LATENT_LEN": ("8", {"wire.num_latents": 8, "wire.pooling": "queries", **ONE_LENGTH}),
+    "LATENT_RATIO": ("6", {"wire.ratio": 6, "wire.num_latents": 0, **ONE_LENGTH}),
     "D_Z": ("64", {"wire.d_z": 64}),
     "REFINER_LAYERS": ("2", {"wire.refiner.layers": 2}),
     "REFINER_HEADS": ("8", {"wire.refiner.heads": 8}),

@@ -10,6 +10,8 @@ from latentwire.config import ConfigError, flatten
 
 PAIR = ("llama", "qwen")
 ONE_LENGTH = {"train.stage_a.ratios": (), "train.stage_b.ratios": (), "eval.ratios": ()}
+RESETS = [f"{key}=[]" for key in ONE_LENGTH]
+"""Who names one length does not train the recipe's several ratios."""
 CASES: dict[str, tuple[str, dict[str, object]]] = {
     "RUN_TAG": ("mine", {"run.tag": "mine"}),
     "DATASET": ("squad", {"data.source": "squad", "data.path": None}),
@@ -78,8 +80,8 @@ def test_a_list_is_an_axis_of_a_sweep(name: str) -> None:
     text, expected = LISTS[name]
     settings = environment.read({name: text}, decoders=PAIR)
     assert settings.lists == [expected]
-    pooling = ["wire.pooling=queries"] if name == "LATENT_LEN_LIST" else []
-    assert settings.overrides == pooling
+    with_it = ["wire.pooling=queries", *RESETS] if name == "LATENT_LEN_LIST" else []
+    assert settings.overrides == with_it
 
 
 @pytest.mark.parametrize(
@@ -163,6 +165,7 @@ def test_the_command_prints_overrides_lists_and_needs(monkeypatch: pytest.Monkey
         *environment.RUNNER_DEFAULTS,
         "decoders.qwen=null",
         "wire.pooling=queries",
+        *RESETS,
         "decoders.llama.model=a b",
         "--list=wire.num_latents=8,16",
         *("--needs=peft", "--needs=accelerate", "--needs=bitsandbytes"),

@@ -22,7 +22,7 @@ from latentwire.ablation_report import write_report
 from latentwire.ablation_results import RESULTS, Result, harvest, read_results, write_results
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError, flatten
-from latentwire.config_file import PACKAGED
+from latentwire.config_file import PACKAGED, REPOSITORY
 from latentwire.points import Point, Runner, is_finished
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
@@ -47,10 +47,11 @@ class Trial:
 
 def digest_of(config: Config) -> str:
     """Names what a configuration trains: of its keys that differ from the defaults, without those
-    that only name the run. A key that is new to the program does not change it."""
+    that only name the run. A key that is new to the program does not change it, nor does the place
+    of the repository whose models a packaged recipe names."""
     plain, own = flatten(Config()), flatten(config)
     kept = {
-        key: value
+        key: value.removeprefix(f"{REPOSITORY}/") if isinstance(value, str) else value
         for key, value in own.items()
         if not key.startswith(_NOT_OF_A_ROW) and (key not in plain or plain[key] != value)
     }

@@ -13,7 +13,7 @@ import yaml
 from conftest import small_overrides
 from launching import python
 
-from latentwire import ablate
+from latentwire import ablate, config_file
 from latentwire.ablation_file import read_file
 from latentwire.ablation_report import PICTURE, REPORT
 from latentwire.ablation_results import RESULTS, harvest, read_results
@@ -228,6 +228,20 @@ def test_a_digest_names_what_is_trained_only() -> None:
     digests = [ablate.digest_of(config) for config in (plain, named, seeded, wide)]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_digest_does_not_depend_on_where_the_repository_stands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    digests = []
+    for place in (tmp_path / "one", tmp_path / "two"):
+        (place / "checkpoints" / "tiny" / "llama").mkdir(parents=True)
+        for module in (ablate, config_file):
+            monkeypatch.setattr(module, "REPOSITORY", place)
+        config = config_file.load("smoke")
+        assert config.encoder.model == str(place / "checkpoints" / "tiny" / "llama")
+        digests.append(ablate.digest_of(config))
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from latentwire.config import ConfigError
+from latentwire.config_file import read_mapping
 from latentwire.sweep import written
 
 _KEYS = ("title", "base", "overrides", "rows")
@@ -43,17 +42,7 @@ def read_file(path: Path) -> Ablation:
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: must hold a mapping with the keys {', '.join(_KEYS)}"])
-    problems = [
-        f"{path}: unknown key '{key}'; there are {', '.join(_KEYS)}"
-        for key in tree
-        if key not in _KEYS
-    ]
+    tree, problems = read_mapping(path, _KEYS)
     rows = tree.get("rows")
     if not isinstance(rows, dict) or not rows:
         problems.append(f"{path}: rows: should map names to rows, the default first")

@@ -129,6 +129,22 @@ def _read(recipe: str) -> dict[str, Any]:
     return tree
 
 
+def read_mapping(path: Path, keys: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """A YAML file that may hold some ``keys``, and a problem for each other key it holds.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: must hold a mapping with the keys {', '.join(keys)}"])
+    unknown = [key for key in tree if key not in keys]
+    return tree, [f"{path}: unknown key '{key}'; there are {', '.join(keys)}" for key in unknown]
+
+
 def _anchor_paths(tree: dict[str, Any]) -> None:
     """Paths in a packaged recipe are relative to the repository, wherever one stands."""
     models = [tree.get("encoder", {}), *tree.get("decoders", {}).values()]

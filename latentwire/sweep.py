@@ -70,17 +70,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: must hold a mapping with the keys {', '.join(_FILE_KEYS)}"])
-    problems = [
-        f"{path}: unknown key '{key}'; there are {', '.join(_FILE_KEYS)}"
-        for key in tree
-        if key not in _FILE_KEYS
-    ]
+    tree, problems = config_file.read_mapping(path, _FILE_KEYS)
     for key in ("overrides", "lists"):
         if not isinstance(tree.get(key) or {}, dict):
             problems.append(f"{path}: '{key}' should map configuration keys, e.g. wire.d_z: [64]")

@@ -110,7 +110,7 @@ def test_a_file_means_what_the_options_mean(
         "base: smoke\ntag: named\nnproc: 2\noverrides: {eval.ratios: [6, 7], eval.samples: 24}\n"
         "lists: {wire.ratio: [5, 10], sharding.backend: [fsdp], encoder.lora.rank: [0, 4]}\n"
     )
-    own = ("wire.ratio=", "run.tag=", "eval.samples=")
+    own = ("wire.ratio=", "run.tag=", "eval.samples=", "eval.ratios=")
     given, _ = sweep.parse(
         ["--file", str(file), *(text for text in overrides if not text.startswith(own))]
     )

@@ -96,7 +96,8 @@ def test_a_hero_run_of_two_decoders_warns_of_its_base(embedded_pair: Path, tmp_p
     config = resolved(result.stdout)
     assert list(config["decoders"]) == ["llama", "qwen"]
     assert config["gist"]["use_gist_head"] is True
-    assert config["train"]["stage_b"]["steps"] == 3800
+    hero = config_file.load("hero")
+    assert config["train"]["stage_b"]["steps"] == hero.train.stage_b.steps
 
 
 def test_list_variables_are_a_sweep(embedded_pair: Path, tmp_path: Path) -> None:

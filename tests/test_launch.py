@@ -12,6 +12,8 @@ import yaml
 from conftest import REPOSITORY, small_overrides
 from test_environment import CASES, LISTS
 
+from latentwire import config_file
+
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
 SINGLE, MULTI = "run_llama_single.sh", "run_scoped_softprompt_multi.sh"

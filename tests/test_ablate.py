@@ -328,7 +328,8 @@ def test_a_real_trial_is_trained_and_harvested(file: Path, tmp_path: Path) -> No
     assert results["wide-s0"].num_steps == results["default-s0"].num_steps + 1
     assert results["wide-s0"].wires == ["latent@5", "latent@10"]
     run = min((tmp_path / "trials").iterdir())
-    every = ablate.trials(read_file(file), root=str(tmp_path / "trials"), checkpoints="saved")
+    roots = {"root": str(tmp_path / "trials"), "checkpoints": str(tmp_path / "saved")}
+    every = ablate.trials(read_file(file), **roots)
     (plan,) = [trial.point.plan for trial in every if trial.point.name == "default-s0"]
     own = harvest(run, plan.config, row="default", digest=results["default-s0"].digest)
     assert own == results["default-s0"]

@@ -261,6 +261,7 @@ def test_the_gist_of_a_few_texts_is_learnt(embedded_pair: Path, tmp_path: Path) 
         "gist.use_gist_head=true",
         "gist.gist_len=16",
         "wire.d_z=128",
+        "wire.pooling=mean",
         "data.samples=64",
         "train.batch_size=32",
         "train.stage_b.steps=50",

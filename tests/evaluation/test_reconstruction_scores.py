@@ -59,6 +59,7 @@ def overrides(embedded_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         tmp_path_factory.mktemp("reconstruction"),
         "sharding.backend=fsdp",
         "wire.latent_private_len=1",
+        "adapter.use_deep_prefix=false",
         "train.batch_size=6",
         "data.questions_per_context=3",
         "objectives.ae=1",

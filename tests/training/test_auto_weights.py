@@ -30,6 +30,7 @@ BALANCED = [
     # Small steps: the gradients of one step are much like those of the one before.
     "optim.encoder_lr=1e-6",
     "optim.adapter_lr=1e-6",
+    "optim.prefix_lr=1e-6",
 ]
 
 
@@ -64,8 +65,9 @@ def test_shares_approach_the_weights_on_all_ranks_alike(pair: Path, tmp_path: Pa
         total = sum(sizes.values())
         return max(abs(sizes[name] / total - wanted[name]) for name in WEIGHTS)
 
-    assert largest_error(0) > 0.1
-    assert all(largest_error(step) < 0.1 for step in range(1, 5))
+    assert largest_error(0) > 0.2
+    # The next batch's gradients are others; what was measured on one is near on the next.
+    assert all(largest_error(step) < 0.5 * largest_error(0) for step in range(1, 5))
 
 
 def test_a_resume_goes_on_with_the_same_balance(pair: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_step_is_that_of_plain_autograd_and_reads_no_padding(overrides: list[s
 @pytest.mark.parametrize("own", [[], [WITH_PRIVATE]], ids=["shared", "private too"])
 def test_span_is_of_each_latent_and_its_tokens(own: list[str], overrides: list[str]) -> None:
     """The objective from the adapter's own vectors, one latent after the other."""
-    more = [*overrides, *own]
+    more = [*overrides, *own, "adapter.use_deep_prefix=false"]
     reference, step = jobs.SingleProcess(more), first_step(more)
     values = reference.losses(step)[1]
     num_private = reference.config.wire.latent_private_len

@@ -76,8 +76,8 @@ def _opening(ablation: Ablation, default: Scores) -> list[str]:
         lines += [
             f"{first.num_steps} steps of one process. A column is exact match at one compression "
             "(tokens of text over positions read, in the default; the mean of the decoders) on "
-            f"{sum(first.asked)} questions about {len(first.asked)} held-out documents; `mean EM` is "
-            "the mean of the columns that a row has, with the 95 % interval over documents. "
+            f"{sum(first.asked)} questions about {len(first.asked)} held-out documents; `mean EM` "
+            "is the mean of the columns that a row has, with the 95 % interval over documents. "
             "`against the default` pairs documents and seeds, over what both rows have; "
             "`wrong wire` reads the wires of other documents. Reading the text itself: "
             f"{default.mean_em('text'):.3f}.",

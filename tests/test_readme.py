@@ -52,7 +52,7 @@ def test_every_command_is_of_a_known_kind() -> None:
     scripts = {"./launch/quickstart.sh", "./tests/run.sh", *RUNNERS}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
-    assert set(names) == {"tiny", "sweep", "accept"}
+    assert set(names) == {"tiny", "sweep", "accept", "ablate"}
     assert len(train_commands()) >= 20
 
 
@@ -139,6 +139,18 @@ def test_a_sweep_command_is_valid(
     monkeypatch.chdir(tmp_path)
     assert cli.main([*arguments, "--dry-run"]) == 0
     assert {"ratios-ratio5", "ratios-ratio10"} <= set(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("ablate"), ids=" ".join)
+def test_an_ablate_command_is_valid(
+    arguments: list[str],
+    embedded_pair: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert cli.main([*arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("default-s0\n")
 
 
 @pytest.mark.parametrize("arguments", latentwire_commands("accept"), ids=" ".join)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_overrides
+from latentwire.checkpointing.store import read_unit, write_unit
 
 from latentwire import config_file
 from latentwire.checkpointing import commit
 from latentwire.checkpointing.state import changed_keys
-from latentwire.checkpointing.store import read_unit, write_unit
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import UnitState

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import latentwire
+from latentwire.version import VERSION
 
 FILE = "manifest.json"
 FORMAT = 2
@@ -69,7 +69,7 @@ class Manifest:
 
 def versions() -> dict[str, str]:
     """Of this program and of what its files depend on."""
-    found = {"latentwire": latentwire.__version__, "python": platform.python_version()}
+    found = {"latentwire": VERSION, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

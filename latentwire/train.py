@@ -94,7 +94,9 @@ def _recorded(plan: Plan, work: Callable[[], run.Outcome]) -> int:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
         if process_groups.launch_rank() == 0:
-            log.error("ended: %s; when that is mended, the same command continues", error)
+            mend = "free some space" if error.errno == errno.ENOSPC else "when that is mended"
+            full = "the disk is full: " if error.errno == errno.ENOSPC else ""
+            log.error("ended: %s%s; %s, the same command continues", full, error, mend)
         return 1
     except OSError as error:
         _failed(plan.run_folder, error)

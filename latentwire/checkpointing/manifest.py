@@ -21,6 +21,7 @@ FILE = "manifest.json"
 FORMAT = 2
 """Version of the folder's layout; others are refused, since nothing can be known of them."""
 
+_CHECKSUM = "checksum"
 _PACKAGES = ("torch", "safetensors", "transformers", "deepspeed")
 _CHUNK = 1 << 24
 _HEADER_SIZE = 8
@@ -60,11 +61,17 @@ class Manifest:
     """By path inside the step's folder."""
 
     def to_tree(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON holds it, with a checksum over itself."""
+        tree = asdict(self)
+        return {**tree, _CHECKSUM: _checksum(tree)}
 
     @property
     def num_bytes(self) -> int:
         return sum(entry.bytes for entry in self.files.values())
+
+
+def _checksum(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -98,6 +105,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has format {number!r}, this version of latentwire reads {FORMAT}; "
             "use the version that wrote it"
         )
+    if tree.pop(_CHECKSUM, None) != _checksum(tree):
+        raise ValueError(f"{path} is damaged: its bytes have changed")
     try:
         files = {name: FileEntry(**entry) for name, entry in tree["files"].items()}
         manifest = Manifest(**{**tree, "files": files})

@@ -10,6 +10,7 @@ commands:
   eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
   ablate       switch every component on and off, and write what was learned
+  checkpoint   list, verify, compare and export what a run has saved
   accept       check whether a finished run is good enough to build on
   from-env     print what the runners' environment variables mean
   env-table    print every such variable as a Markdown table
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": _eval,
         "sweep": _sweep,
         "ablate": _ablate,
+        "checkpoint": _checkpoint,
         "accept": _accept,
         "from-env": _from_env,
         "env-table": _env_table,
@@ -63,6 +65,12 @@ def _ablate(arguments: list[str]) -> int:
     from latentwire.ablate import main as ablate
 
     return ablate(arguments)
+
+
+def _checkpoint(arguments: list[str]) -> int:
+    from latentwire.checkpoint_tool import main as checkpoint
+
+    return checkpoint(arguments)
 
 
 def _accept(arguments: list[str]) -> int:

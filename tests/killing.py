@@ -64,9 +64,7 @@ def _kill_once(
         )
         assert moved and process.poll() is None, log.read_text()[-3000:]
         if moment == "saving":
-            saving = processes.wait_for(
-                lambda: any(checkpoints.glob("stage*/*.tmp")), seconds=60
-            )
+            saving = processes.wait_for(lambda: any(checkpoints.glob("stage*/*.tmp")), seconds=60)
             assert saving, log.read_text()[-3000:]
         time.sleep(delay)
         if target != "job":

@@ -15,6 +15,7 @@ FLOORS: list[set[str]] = [
         *{"cli", "train", "bench", "plan", "arguments", "environment", "from_env", "accept"},
         *{
             "tiny_build",
+            "checkpoint_tool",
             "points",
             "sweep",
             "sweep_table",

@@ -65,6 +65,7 @@ def preflight(
     fresh: bool = False,
     overwrite: bool = False,
     evaluation: bool = False,
+    exported: bool = False,
 ) -> Plan:
     """Checks the job against this machine.
 
@@ -72,6 +73,7 @@ def preflight(
         fresh: the run must not exist yet.
         overwrite: with ``fresh``, an existing run will be deleted.
         evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
+        exported: its wire comes from an export, which holds the encoder.
 
     Raises:
         ConfigError: with every problem found.
@@ -87,7 +89,7 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    problems += encoder_problems(config)
+    problems += [] if exported else encoder_problems(config)
     data = config.data
     data_problems = check_source(
         source=data.source, path=data.path, setting=data.setting, seed=config.run.seed

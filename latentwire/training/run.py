@@ -1,6 +1,5 @@
 """A run from its first process group to its result table: Stages A and B, then C."""
 
-import dataclasses
 import json
 import logging
 import time
@@ -26,6 +25,7 @@ from latentwire.training import resume
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
 from latentwire.training.identity import identities, identity_problems
+from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
 from latentwire.training.records import StepRecord
 from latentwire.training.resume import Checkpoint
@@ -46,15 +46,6 @@ from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
 progress = logging.getLogger(PROGRESS)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended."""
-
-    state: str
-    """finished, preempted or stopped."""
-    code: int
 
 
 def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> Outcome:
@@ -95,7 +86,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         with open_writer(plan, job, stop, decoders=decoders) as writer:
             reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
-            return _stopped(plan, groups, reason)
+            return stopped(plan, groups, reason)
         frozen.verify()
         checkpoint = _load_chosen(plan, job, validator)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -158,7 +149,7 @@ def _evaluate(
     try:
         evaluate_into_folder(plan, job, frozen, examples, checkpoint=checkpoint, stop=stop)
     except Interrupted as request:
-        return _stopped(plan, job.groups, request.reason)
+        return stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
 
 
@@ -287,12 +278,3 @@ def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 def _number(value: float | None, digits: int) -> str:
     # A row holds null for what is not finite.
     return "not finite" if value is None else f"{value:.{digits}f}"
-
-
-def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
-    code = 0 if reason == "preempted" else 1
-    if groups.rank == 0:
-        log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
-    barrier(groups.world)
-    return Outcome(state=reason, code=code)

@@ -1,9 +1,9 @@
 """Saving and loading the trained state of a large encoder, beside plain writes of the same bytes.
 
-``python tests/benchmarks/save_and_load.py --parameters 500_000_000 --folder /scratch`` runs two ranks
-under FSDP2 and prints seconds and MB/s of: a save that training waits for, the stall of a background
-save, a load; torch's own distributed checkpoint; one plain safetensors file per rank. Everything is
-forced to the disk, so that the page cache flatters nobody.
+``python tests/benchmarks/save_and_load.py --parameters 500_000_000 --folder /scratch/new`` runs two
+ranks under FSDP2 and prints seconds and MB/s of: a save that training waits for, the stall of a
+background save, a load; torch's own distributed checkpoint; one plain safetensors file per rank. Every
+write is forced to the disk; reads come from the page cache, and a plain load only maps its file.
 """
 
 import argparse

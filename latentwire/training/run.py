@@ -212,6 +212,9 @@ def _train_stages(
     config, world = plan.config, job.groups.world
     tree = config_file.to_tree(config)
     stream = _open_stream(plan, job.groups, plan.diagnostics, place)
+    if world.rank == 0:
+        lengths = {stage.name: stage.num_steps for stage in stages}
+        write_status(plan.run_folder, state="running", num_steps=lengths)
 
     def save(stage: str, step: int) -> None:
         at = Place(

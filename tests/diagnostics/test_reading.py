@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import driver
 import pytest
+import stream_cases as driver
 
 from latentwire import diagnostics
 from latentwire.diagnostics.reading import COLUMNS, stream_path

@@ -11,6 +11,7 @@ commands:
   sweep        run a cross product of configurations, and compare them
   ablate       switch every component on and off, and write what was learned
   watch        show how a run goes, live or as plain lines
+  report       write a run's report, or one that compares several runs
   accept       check whether a finished run is good enough to build on
   from-env     print what the runners' environment variables mean
   env-table    print every such variable as a Markdown table
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "ablate": _ablate,
         "watch": _watch,
+        "report": _report,
         "accept": _accept,
         "from-env": _from_env,
         "env-table": _env_table,
@@ -71,6 +73,12 @@ def _watch(arguments: list[str]) -> int:
     from latentwire.watch.command import main as watch
 
     return watch(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from latentwire.reporting import main as report
+
+    return report(arguments)
 
 
 def _accept(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ FLOORS: list[set[str]] = [
             "train",
             "bench",
             "plan",
-            "watch",
+            *{"watch", "reporting"},
             "arguments",
             "environment",
             "from_env",

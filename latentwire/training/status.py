@@ -7,15 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-FILES = {
-    "config": "config.yaml",
-    "log": "pipeline.log",
-    "diagnostics": "diagnostics.jsonl",
-    "validation": "validation.jsonl",
-    "metrics": "metrics.json",
-    "predictions": "predictions.jsonl",
-    "checkpoints": "ckpt",
-}
+from latentwire.diagnostics.run_files import FILES
 
 
 def write_status(

@@ -14,6 +14,7 @@ from latentwire.checkpointing.commit import STAGES
 from latentwire.checkpointing.state import Place
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
+from latentwire.diagnostics.sinks import Sinks, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -80,7 +81,8 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
             log.info("resumed from %s", step.path)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
-        reason = _train_stages(plan, job, stages, place, validator, stop)
+        with _sinks(plan, groups) as sinks:
+            reason = _train_stages(plan, job, stages, place, validator, sinks, stop)
         if reason:
             return _stopped(plan, groups, reason)
         frozen.verify()
@@ -160,6 +162,17 @@ def _open_stream(
     return stream
 
 
+def _sinks(plan: Plan, groups: ProcessGroups) -> Sinks:
+    """What gets the rows beside their file: on rank 0 only."""
+    config = plan.config
+    return open_sinks(
+        config.diagnostics.sinks if groups.rank == 0 else (),
+        plan.run_folder,
+        run=config.run.tag,
+        config=config_file.to_tree(config),
+    )
+
+
 def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
     for stage in stages:
         if place is None or stage.name != place.stage or place.step >= stage.num_steps:
@@ -206,6 +219,7 @@ def _train_stages(
     stages: Sequence[Stage],
     place: Place | None,
     validator: Validator,
+    sinks: Sinks,
     stop: StopRequest,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
@@ -236,6 +250,7 @@ def _train_stages(
             return
         rows = stream.write(step.rows())
         if rows is not None:
+            sinks.write(rows)
             step.progress = _progress(rows)
             progress.info(
                 "stage %s step %d: %s",

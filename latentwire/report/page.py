@@ -176,6 +176,7 @@ def _figures(charts: Sequence[Chart]) -> Html:
                     _numbers(chart),
                 ),
                 class_="chart-box",
+                aria_label=chart.title,
             )
         )
     return element("div", *found, class_="charts") if found else Html("")
@@ -217,6 +218,7 @@ def _explorer(found: Mapping[str, Sequence[Series]]) -> Html:
         element("figcaption", element("label", "Key ", element("select", *options, id="key"))),
         element("div", class_="chart", id="explorer"),
         class_="chart-box",
+        aria_label="Any key, by rank",
     )
 
 

@@ -101,9 +101,9 @@ def test_tensorboard_has_every_value(tmp_path: Path) -> None:
         events.Reload()
         scalars = events.Scalars("tf/one")
         rows = [
-            r
-            for r in driver.run_rows(steps=20)
-            if (r["stage"], r["rank" if "rank" in r else "step"]) == (stage, 0)
+            row
+            for row in driver.run_rows(steps=20)
+            if row["stage"] == stage and row.get("rank") == 0
         ]
         assert [s.step for s in scalars] == [5, 10, 15, 20]
         assert [s.value for s in scalars] == pytest.approx([r["tf"] for r in rows])

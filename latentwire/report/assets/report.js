@@ -395,7 +395,7 @@
       const known = all.findIndex((chart) => chart.node === node);
       if (known >= 0) all.splice(known, 1);
       const series = data.explorer[select.value];
-      new Chart(node, { id: "explorer", title: select.value, log: false, kind: "steps", series, points: [] });
+      new Chart(node, { id: "explorer", title: `${select.value}, by rank`, log: false, kind: "steps", series, points: [] });
     };
     select.addEventListener("change", show);
     show();
@@ -408,5 +408,6 @@
 
   dark.addEventListener("change", () => all.forEach((chart) => chart.draw()));
   window.latentwireCharts = all;
+  window.latentwireReady = performance.now(); // milliseconds since the page was asked for
   document.documentElement.dataset.ready = "true";
 })();

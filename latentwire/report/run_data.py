@@ -11,7 +11,7 @@ import yaml
 
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Row, rows, stream_path
-from latentwire.diagnostics.run_files import FILES
+from latentwire.diagnostics.run_files import FILES, own_rows
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def read_run(folder: Path) -> RunData:
     text = _text(folder / FILES["config"])
     comments = [line for line in text.splitlines() if line.startswith("#")]
     config = _yaml(folder, text)
-    tag = str(config["run"].get("tag")) if isinstance(config.get("run"), dict) else folder.name
+    stream = stream_path(folder)
     return RunData(
         name=folder.resolve().name,
         folder=folder,
@@ -57,7 +57,7 @@ def read_run(folder: Path) -> RunData:
         config_text="\n".join(line for line in text.splitlines() if not line.startswith("#")),
         config=config,
         environment=[line.lstrip("# ") for line in comments],
-        rows=_own_rows(folder, tag),
+        rows=own_rows(folder, stream, _lines(stream)),
         validations=list(_lines(folder / FILES["validation"])),
         metrics=_json(folder / FILES["metrics"]),
         predictions=list(_lines(folder / FILES["predictions"])),
@@ -67,15 +67,6 @@ def read_run(folder: Path) -> RunData:
             if isinstance(row.get("example"), int)
         },
     )
-
-
-def _own_rows(folder: Path, tag: str) -> list[Row]:
-    """A file elsewhere may be shared with other runs, whose rows are left out."""
-    stream = stream_path(folder)
-    if not stream.is_file():
-        return []
-    is_shared = stream.resolve().parent != folder.resolve()
-    return [row for row in rows(stream) if not is_shared or row.get("run", tag) == tag]
 
 
 def _lines(path: Path) -> Iterator[Row]:

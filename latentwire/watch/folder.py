@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from latentwire.config import ConfigError
-from latentwire.diagnostics.reading import Tail
+from latentwire.diagnostics.reading import Tail, stream_path
+from latentwire.diagnostics.run_files import own_rows
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import STAGES, RunModel, StageProgress
 
@@ -66,7 +67,7 @@ class RunFolder:
         rows = self._tail.poll()
         if self._tail.generation != generation:
             self.model = RunModel()
-        self.model.add(rows)
+        self.model.add(own_rows(self.path, stream_path(self.path), rows))
         generation = self._validations.generation
         found = self._validations.poll()
         if self._validations.generation != generation:

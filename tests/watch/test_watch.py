@@ -166,6 +166,16 @@ def test_a_resumed_run_forgets_what_it_trains_anew(tmp_path: Path) -> None:
     assert len(run.model.shared["grad_norm"].values) == 20
 
 
+def test_rows_of_another_run_in_a_shared_file_are_left_out(tmp_path: Path) -> None:
+    rows = [driver.step_row("A", step, 0, "one", run=run) for step, run in ((1, "r"), (2, "other"))]
+    shared = driver.write(tmp_path / "shared.jsonl", rows)
+    status(tmp_path / "r", files={"diagnostics": str(shared)})
+    (tmp_path / "r" / "config.yaml").write_text("run: {tag: r}\n")
+    run = RunFolder(tmp_path / "r")
+    run.look()
+    assert run.model.last_place == ("A", 1)
+
+
 def test_only_what_is_new_is_said_again(tmp_path: Path) -> None:
     run = run_at(tmp_path / "r")
     changes = lines.Changes()

@@ -14,7 +14,7 @@ _MEANING = {
     signal.SIGUSR1: "preempted",
     signal.SIGINT: "stopped",
 }
-_CODES = ("", "preempted", "stopped")
+_CODES = ("", "preempted", "stopped", "unsaved")
 
 
 class StopRequest:
@@ -44,8 +44,13 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._wanted = self._wanted or _MEANING[signal.Signals(number)]
 
+    def cannot_save(self) -> None:
+        """Asks for a stop because a checkpoint could not be saved."""
+        self._wanted = "unsaved"
+
     def agreed(self, world: Group) -> str:
-        """``preempted``, ``stopped`` or empty: the same answer on every rank. All must call."""
+        """``preempted``, ``stopped``, ``unsaved`` or empty: the same answer on every rank. All
+        must call."""
         code = torch.tensor([_CODES.index(self._wanted)], dtype=torch.int32)
         if world.size > 1:
             dist.all_reduce(code, op=dist.ReduceOp.MAX, group=world.bookkeeping)

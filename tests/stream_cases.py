@@ -52,7 +52,7 @@ def step_row(stage: str, step: int, rank: int, decoder: str, **more: Any) -> dic
         for name in ("tf", "first", "kd"):
             row[f"grad_{name}"] = fall * (1 + rank)
             for unit in UNITS:
-                row[f"grad_{name}/{unit}"] = 0.1 * fall * (1 + rank)
+                row[f"grad_{name}/{unit}"] = 0.1 * fall
     return row | more
 
 
@@ -66,17 +66,23 @@ def health_row(stage: str, step: int, decoder: str, **more: Any) -> dict[str, An
         "time": (START + timedelta(seconds=0.5 * at)).isoformat(),
         "stage": stage,
         "step": step,
+        "rank": 0,
         "decoder": decoder,
-        "wrong_wire_gap": at / 200,
-        "effective_rank": 5.0 + at / 50,
-        "mean_cosine": 0.3,
+        "dropped": 0,
+        "num_examples": 24,
+        "nll_right": 1.0,
+        "nll_wrong": 1.0 + at / 200,
+        "right_minus_wrong": -at / 200,
+        "wire_rank": 5.0 + at / 50,
+        "wire_cosine": 0.3,
         "wire_rms_ratio": 1.0,
-        "diversity": 0.9,
+        "prediction_diversity": 0.9,
         "kl_teacher": 0.4,
         "teacher_nll": 0.1,
         "update_ratio/encoder": 1e-3,
         "state": "warming" if at < 60 else "alive",
-        "reason": "",
+        "reasons": [],
+        "slowest_ranks": [{"rank": 1, "step_seconds": 0.5}],
     } | more
 
 

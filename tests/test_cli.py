@@ -149,7 +149,7 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     pair: Path, tmp_path: Path
 ) -> None:
     """train, train again (finished), eval, a changed key, --fresh."""
-    overrides = small_overrides(pair, tmp_path)
+    overrides = small_overrides(pair, tmp_path, "diagnostics.sinks=tensorboard")
     train = ("-m", "latentwire.train", "--recipe", "smoke")
     first = python(*train, *overrides, nproc=2)
     assert first.returncode == 0, first.stderr
@@ -185,6 +185,7 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     files = status(tmp_path)["files"]
     assert isinstance(files, dict) and files["report"] == str(folder / "report.html")
     assert "data-chart" in (folder / "report.html").read_text()
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"A", "B"}
     assert status(tmp_path)["num_steps"] == {"A": 2, "B": 2}
 
     assert main(overrides) == 0  # finished: prints the table, trains nothing

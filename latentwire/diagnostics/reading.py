@@ -35,6 +35,34 @@ def kind_of(row: Row) -> str:
     return str(row.get("kind") or "step")
 
 
+def reason_of(row: Row) -> str:
+    """Why a health row has its state; empty where nothing is wrong."""
+    reasons = row.get("reasons")
+    found = reasons if isinstance(reasons, list) else [row.get("reason") or ""]
+    return "; ".join(str(reason) for reason in found if reason)
+
+
+class DropCount:
+    """How many rows were dropped: each rank counts its own, from 0 in each process."""
+
+    def __init__(self) -> None:
+        self._last: dict[object, int] = {}
+        self._before = 0
+
+    def add(self, row: Row) -> None:
+        rank, count = row.get("rank"), row.get("dropped")
+        if not isinstance(count, int) or isinstance(count, bool) or row.get("late") is True:
+            return
+        last = self._last.get(rank, 0)
+        if count < last:  # the run was resumed
+            self._before += last
+        self._last[rank] = count
+
+    @property
+    def total(self) -> int:
+        return self._before + sum(self._last.values())
+
+
 def stream_path(path: str | os.PathLike[str]) -> Path:
     """The diagnostics file of a run's folder, as its status tells; a file is taken as it is.
 

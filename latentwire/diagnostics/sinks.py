@@ -1,11 +1,13 @@
 """Where diagnostics go beside their file: TensorBoard, Weights & Biases.
 
-The file is the stream itself (``stream``). A sink gets the same rows, on rank 0. Whatever goes
-wrong in one is said once and switches it off; training goes on.
+The file is the stream itself. Sinks get its rows from a thread of rank 0 that reads them back, so
+that a slow sink holds nobody up, and one that was not written to the file goes nowhere. Whatever
+goes wrong in a sink is said once and switches it off; training goes on.
 """
 
 import importlib.util
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from latentwire.diagnostics.reading import Row, kind_of
+from latentwire.diagnostics.reading import Row, Tail, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +102,59 @@ def open_sinks(names: Sequence[str], folder: Path, *, run: str, config: Mapping[
         "wandb": lambda: WeightsAndBiases(folder, run=run, config=config),
     }
     return Sinks({name: makers[name] for name in names})
+
+
+class Feed:
+    """Hands the rows that come to a file from now on to sinks, while its context lasts.
+
+    Args:
+        path: the file; what it holds already has been handed on by an earlier process.
+        open_them: opens the sinks; called in the feed's own thread.
+        interval: seconds between looks at the file.
+        patience: seconds for which the context's end waits for the sinks to take the last rows.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        open_them: Callable[[], Sinks],
+        *,
+        interval: float = 1.0,
+        patience: float = 60.0,
+    ) -> None:
+        self._tail = Tail(path)
+        self._open = open_them
+        self._interval = interval
+        self._patience = patience
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sinks", daemon=True)
+
+    def __enter__(self) -> "Feed":
+        self._tail.poll()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_over.set()
+        # A failure is reported first of all.
+        patience = self._patience if kind is None else min(5.0, self._patience)
+        self._thread.join(patience)
+        if self._thread.is_alive():
+            log.warning(
+                "diagnostics.sinks: did not take the last rows within %.0f s; all of them are in "
+                "the diagnostics file",
+                patience,
+            )
+
+    def _run(self) -> None:
+        with self._open() as sinks:
+            while sinks.names:
+                is_last = self._is_over.wait(self._interval)
+                rows = self._tail.poll()
+                if rows:
+                    sinks.write(rows)
+                if is_last:
+                    return
 
 
 class TensorBoard:
@@ -209,8 +264,9 @@ def named(rows: Sequence[Row]) -> Iterator[tuple[Row, dict[str, float | str]]]:
 
 def is_local(key: str) -> bool:
     """Whether each rank has a value of its own."""
-    is_norm = key.startswith("grad_") and not key.startswith("grad_norm")
-    return is_norm or key.endswith(("_local", "_seconds", "_bytes")) or key == "sec_per_step"
+    is_norm = key.startswith("grad_") and not key.startswith("grad_norm") and "/" not in key
+    own = ("_local", "_part", "_seconds", "_bytes")
+    return is_norm or key.endswith(own) or key in ("sec_per_step", "dropped")
 
 
 def _is_number(value: object) -> bool:

@@ -12,18 +12,25 @@ from latentwire.report.series import RunSeries, Series, is_number, line
 MAX_RANKS = 8
 """Up to so many ranks of a decoder each have a curve; of more, the spread and the most unlike."""
 _UNLIKE = 3
+_SPREAD: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
+    ("least", min),
+    ("median", median),
+    ("greatest", max),
+)
 _GIB = 2**30
 
 GAUGES = {
-    "wrong_wire_gap": "Loss with a wrong wire minus loss with the right one",
-    "effective_rank": "Effective rank of the wire",
-    "mean_cosine": "Mean cosine between wires of different texts",
-    "wire_rms_ratio": "Size of the wire over that of input embeddings",
-    "diversity": "Diversity of predictions",
+    "right_minus_wrong": "Loss with the right wire minus loss with a wrong one",
+    "nll_right": "Loss with the right wire",
+    "nll_wrong": "Loss with a wrong wire",
+    "wire_rank": "Effective rank of the wire",
+    "wire_cosine": "Mean cosine between latents",
+    "wire_rms_ratio": "Size of the soft prompt over that of input embeddings",
+    "prediction_diversity": "Diversity of predictions",
     "kl_teacher": "KL to the text teacher",
     "teacher_nll": "NLL of the text teacher on the targets",
 }
-_NO_GAUGE = {"step", "schema", "rank"}
+_NO_GAUGE = {"step", "schema", "rank", "dropped", "num_examples"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +121,7 @@ class ChartMaker:
         curves = {rank: curve for rank, curve in sorted(curves.items()) if curve.xs}
         chosen = list(curves.values())
         if len(curves) > MAX_RANKS:
-            kinds = (("least", min), ("median", median), ("greatest", max))
+            kinds = _SPREAD
             spread = [
                 one.over_ranks(
                     self._named(run, f"{decoder}, {name} of {len(curves)} ranks"),
@@ -179,17 +186,30 @@ class ChartMaker:
     def norms(self) -> list[Chart]:
         """Global norms by unit; of each decoder by objective, for each place; then by rank."""
         totals = [key for key in self._keys if key.startswith("grad_norm")]
+        world = [key for key in totals if "/" not in key]
+        units = [key for key in totals if "/" in key]
         charts = [
             Chart(
                 id="grad_norm",
-                title="Gradient norm, by unit",
+                title="Norm of the whole gradient",
+                y_name="norm",
+                is_log=True,
+                series=self._by_key(world, decoder=None, names=world),
+                note="Over all units, ranks and groups. grad_norm is the one before clipping.",
+            )
+        ]
+        charts += [
+            Chart(
+                id=f"units-{decoder}",
+                title=f"{decoder}: norm of the whole gradient, by unit",
                 y_name="norm",
                 is_log=True,
                 series=self._by_key(
-                    totals, decoder=None, names=[k.partition("/")[2] or k for k in totals]
+                    units, decoder=decoder, names=[k.removeprefix("grad_norm/") for k in units]
                 ),
-                note="Over all ranks and groups. grad_norm is over all units, before clipping.",
+                note="What the decoders share has one gradient, which is that of all of them.",
             )
+            for decoder in self.decoders
         ]
         objectives = [k for k in self._keys if k.startswith("grad_") and k not in totals]
         places = list(dict.fromkeys(key.partition("/")[2] for key in objectives))
@@ -205,7 +225,8 @@ class ChartMaker:
                         y_name="norm",
                         is_log=True,
                         series=self._by_key(keys, decoder=decoder, names=names),
-                        note="Of unweighted objectives; the median over the ranks of the group.",
+                        note="Of unweighted objectives; "
+                        + ("over the group." if place else "the median over the group's ranks."),
                     )
                 )
         weighted = [k for k in objectives if f"weight_{k.removeprefix('grad_')}" in self._keys]
@@ -246,7 +267,7 @@ class ChartMaker:
     def speed(self) -> list[Chart]:
         """Seconds a step over the ranks, what they go into, and memory."""
         found = []
-        kinds = (("least", min), ("median", median), ("greatest", max))
+        kinds = _SPREAD
         for run, one in enumerate(self.series):
             for number, (name, reduce) in enumerate(kinds):
                 curve = one.over_ranks(
@@ -323,7 +344,7 @@ class ChartMaker:
                 for number, (decoder, own) in enumerate(points.items()):
                     colour, dash = (number, 0) if len(self.runs) == 1 else (run, number)
                     look = {"colour": colour, "dash": dash, "run": run}
-                    found.append(line(self._named(run, decoder), own, **look))
+                    found.append(line(self._named(run, decoder), own, (), **look))
             charts.append(
                 Chart(id=f"val-{key}", title=f"Validation, {name}", y_name=name, series=found)
             )

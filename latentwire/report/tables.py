@@ -6,6 +6,7 @@ from typing import Any
 
 from latentwire.config import flatten
 from latentwire.config_file import from_tree
+from latentwire.diagnostics.reading import DropCount, reason_of
 from latentwire.report.html import Html, element, join, table
 from latentwire.report.run_data import RunData
 from latentwire.report.series import RunSeries, is_number
@@ -141,10 +142,9 @@ def _strips(run: RunData, series: RunSeries) -> Html:
             )
             for spell in spells
         ]
-        found.append(element("h4", decoder))
-        found.append(element("ol", *parts, class_="strip", aria_label=f"health of {decoder}"))
         lines = [[s["from"], s["state"], s["reason"] or "–"] for s in spells]
         found.append(table(["from", "state", "reason"], lines, caption=f"Health of {decoder}"))
+        found.append(element("ol", *parts, class_="strip", aria_label=f"health of {decoder}"))
     return join(found) if found else element("p", "This run has no health rows.")
 
 
@@ -158,9 +158,10 @@ def _spells(run: RunData, series: RunSeries, decoder: str) -> list[dict[str, Any
         if (x := series.axis.at(row)) is not None
     ]
     for x, row in sorted(placed, key=lambda pair: pair[0]):
-        state, reason = str(row.get("state", "unknown")), str(row.get("reason") or "")
-        if spells and spells[-1]["state"] == state and spells[-1]["reason"] == reason:
-            spells[-1]["stop"] = x
+        state, reason = str(row.get("state", "unknown")), reason_of(row)
+        if spells and spells[-1]["state"] == state:
+            # Numbers in a reason change with every row; the newest is kept.
+            spells[-1] |= {"stop": x, "reason": reason or spells[-1]["reason"]}
             continue
         if spells:
             spells[-1]["stop"] = x
@@ -198,25 +199,26 @@ def _events(run: RunData) -> Html:
     """What was skipped, not finite, late, dropped or unhealthy."""
     found: list[str] = []
     skipped: dict[str, None] = {}
-    num_late, dropped = 0, 0
+    num_late, dropped = 0, DropCount()
     for row in run.rows:
         place = f"stage {row.get('stage')} step {row.get('step')}"
         if row.get("skipped") is True:
             skipped[place] = None
         if row.get("nonfinite"):
             names = ", ".join(map(str, row["nonfinite"]))
+            why = f" ({row['skip_reason']})" if row.get("skip_reason") else ""
             found.append(
-                f"{place}, rank {row.get('rank', '–')}, {row.get('decoder')}: not finite: {names}"
+                f"{place}, rank {row.get('rank', '–')}, {row.get('decoder')}: not finite: "
+                f"{names}{why}"
             )
         num_late += row.get("late") is True
-        if is_number(row.get("dropped")):
-            dropped = max(dropped, int(row["dropped"]))
+        dropped.add(row)
     head = []
     if skipped:
         places = ", ".join(list(skipped)[:10]) + (", …" if len(skipped) > 10 else "")
-        head.append(f"{len(skipped)} steps skipped: {places}")
-    head += [f"{num_late} late rows"] if num_late else []
-    head += [f"{dropped} rows dropped"] if dropped else []
+        head.append(f"skipped steps: {len(skipped)} ({places})")
+    head += [f"late rows: {num_late}"] if num_late else []
+    head += [f"dropped rows: {dropped.total}"] if dropped.total else []
     more = len(found) - _MAX_EVENTS
     lines = head + found[:_MAX_EVENTS] + ([f"and {more} more"] if more > 0 else [])
     if not lines:

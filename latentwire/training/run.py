@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
-from latentwire.diagnostics.sinks import Sinks, open_sinks
+from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -94,11 +95,8 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             log.info("resumed from %s", step.path)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
-        with (
-            open_writer(plan, job, stop, decoders=decoders) as writer,
-            _sinks(plan, groups) as sinks,
-        ):
-            reason = _train_stages(plan, job, stages, place, validator, sinks, stop, writer)
+        with open_writer(plan, job, stop, decoders=decoders) as writer:
+            reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
             return _stopped(plan, groups, reason)
         frozen.verify()
@@ -186,14 +184,19 @@ def _open_stream(
     return stream
 
 
-def _sinks(plan: Plan, groups: ProcessGroups) -> Sinks:
-    """What gets the rows beside their file: on rank 0 only."""
+def _feed(plan: Plan, groups: ProcessGroups) -> AbstractContextManager[object]:
+    """What hands the stream's rows to sinks while it lasts: on rank 0, where there are any."""
     config = plan.config
-    return open_sinks(
-        config.diagnostics.sinks if groups.rank == 0 else (),
-        plan.run_folder,
-        run=config.run.tag,
-        config=config_file.to_tree(config),
+    if groups.rank != 0 or not config.diagnostics.sinks:
+        return nullcontext()
+    return Feed(
+        plan.diagnostics,
+        lambda: open_sinks(
+            config.diagnostics.sinks,
+            plan.run_folder,
+            run=config.run.tag,
+            config=config_file.to_tree(config),
+        ),
     )
 
 
@@ -243,7 +246,6 @@ def _train_stages(
     stages: Sequence[Stage],
     place: Place | None,
     validator: Validator,
-    sinks: Sinks,
     stop: StopRequest,
     writer: CheckpointWriter,
 ) -> str:
@@ -252,7 +254,21 @@ def _train_stages(
     if job.groups.rank == 0:
         lengths = {stage.name: stage.num_steps for stage in stages}
         write_status(plan.run_folder, state="running", num_steps=lengths)
+    # Outside of whatever writes the stream, so that the last rows are handed on too.
+    with _feed(plan, job.groups):
+        return _train_with(plan, job, stages, place, validator, stop, writer, stream)
 
+
+def _train_with(
+    plan: Plan,
+    job: Job,
+    stages: Sequence[Stage],
+    place: Place | None,
+    validator: Validator,
+    stop: StopRequest,
+    writer: CheckpointWriter,
+    stream: DiagnosticsStream,
+) -> str:
     def save(stage: str, step: int) -> None:
         writer.save(place_at(stages, stage, step, trainer, validator))
 
@@ -261,7 +277,6 @@ def _train_stages(
             return
         rows = stream.write(step.rows())
         if rows is not None:
-            sinks.write(rows)
             step.progress = _progress(rows)
             progress.info(
                 "stage %s step %d: %s",

@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 
 from latentwire.config import OBJECTIVES
-from latentwire.diagnostics.reading import Row
+from latentwire.diagnostics.reading import Row, reason_of
 from latentwire.watch.folder import RunFolder
 from latentwire.watch.model import Curve, Place, StageProgress
 from latentwire.watch.text import duration, number
 
 GAUGES = {
-    "wrong_wire_gap": "gap to a wrong wire",
-    "effective_rank": "rank",
-    "mean_cosine": "cosine",
+    "right_minus_wrong": "right minus wrong wire",
+    "wire_rank": "rank",
+    "wire_cosine": "cosine",
     "wire_rms_ratio": "size",
-    "diversity": "diversity",
+    "prediction_diversity": "diversity",
     "kl_teacher": "KL",
     "teacher_nll": "teacher NLL",
 }
@@ -64,6 +64,15 @@ def norms(run: RunFolder, decoder: str, *, every: bool = False) -> dict[str, Cur
     return {key: curve for key, curve in found.items() if _is_shown(run, key, every)}
 
 
+def unit_norms(run: RunFolder, decoder: str) -> dict[str, Curve]:
+    """Norms of the whole gradient by trained unit, before clipping."""
+    return {
+        key.partition("/")[2]: curve
+        for key, curve in run.model.decoders[decoder].items()
+        if key.startswith("grad_norm/")
+    }
+
+
 def _is_shown(run: RunFolder, key: str, every: bool) -> bool:
     trained = run.model.trained
     return every or not trained or key in trained or key in ("tf", "first_acc")
@@ -99,7 +108,7 @@ def slowest(run: RunFolder, *, count: int) -> str:
 def health_line(decoder: str, row: Row) -> str:
     """The state of one decoder's wire, why, and the gauges."""
     state = f"{row.get('state', 'unknown')}"
-    reason = f" ({row['reason']})" if row.get("reason") else ""
+    reason = f" ({reason_of(row)})" if reason_of(row) else ""
     place = f"stage {row.get('stage')} step {row.get('step')}"
     return f"health of {decoder}, {place}: {', '.join([state + reason, *gauges(row)])}"
 
@@ -116,11 +125,14 @@ def trouble(run: RunFolder) -> list[str]:
     model = run.model
     found = [f"not finite: {text}" for text in model.nonfinite]
     if model.skipped:
-        found.append(f"{len(model.skipped)} skipped steps")
+        found.append(f"skipped steps: {len(model.skipped)}")
     if model.num_late:
-        found.append(f"{model.num_late} late rows")
-    if model.num_dropped:
-        found.append(f"{model.num_dropped} rows dropped")
+        found.append(f"late rows: {model.num_late}")
+    if model.dropped.total:
+        found.append(f"dropped rows: {model.dropped.total}")
+    written = run.status.get("diagnostics")
+    if isinstance(written, dict) and written.get("trouble"):
+        found.append(str(written["trouble"]))
     return found
 
 
@@ -161,7 +173,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._place: Place | None = None
-        self._health: dict[str, tuple[object, object]] = {}
+        self._health: dict[str, object] = {}
         self._trouble: set[str] = set()
 
     def of(self, run: RunFolder) -> Iterator[str]:
@@ -170,9 +182,9 @@ class Changes:
             self._place = model.last_place
             yield step_line(run)
         for decoder, row in model.health.items():
-            state = (row.get("state"), row.get("reason"))
-            if state != self._health.get(decoder):
-                self._health[decoder] = state
+            # Numbers in a reason change with every row; a change of state is what is new.
+            if row.get("state") != self._health.get(decoder):
+                self._health[decoder] = row.get("state")
                 yield health_line(decoder, row)
         found = trouble(run)
         yield from (line for line in found if line not in self._trouble)

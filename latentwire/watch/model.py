@@ -9,13 +9,16 @@ from statistics import median
 from typing import Any
 
 from latentwire.config import OBJECTIVES
-from latentwire.diagnostics.reading import Row, kind_of
+from latentwire.diagnostics.reading import DropCount, Row, kind_of
 
 STAGES = ("A", "B")
 KEPT = 120
 """Log steps of which curves are kept."""
 _RECENT = 20
 """Log steps over which speed is measured."""
+
+_WORLD = ("grad_norm", "grad_norm_clipped")
+"""Keys whose values are over all units and groups."""
 
 Place = tuple[str, int]
 """(stage, step)."""
@@ -86,7 +89,7 @@ class RunModel:
     decoders: dict[str, dict[str, Curve]] = field(default_factory=dict)
     """By decoder and key: losses, ``first_acc`` and gradient norms."""
     shared: dict[str, Curve] = field(default_factory=dict)
-    """Norms over all units and groups (``grad_norm``, ``grad_norm/<unit>``)."""
+    """Norms over all units and groups."""
     trained: set[str] = field(default_factory=set)
     """Objectives that have had a weight; the others were only measured."""
     health: dict[str, Row] = field(default_factory=dict)
@@ -95,7 +98,7 @@ class RunModel:
     nonfinite: list[str] = field(default_factory=list)
     """The newest places where something was not finite, and what."""
     num_late: int = 0
-    num_dropped: int = 0
+    dropped: DropCount = field(default_factory=DropCount)
     last_place: Place | None = None
     last_time: datetime | None = None
     _seconds: dict[int, deque[float]] = field(default_factory=dict)
@@ -125,7 +128,7 @@ class RunModel:
             value = math.nan if key in bad else row[key]
             if not isinstance(value, int | float) or isinstance(value, bool):
                 continue
-            if key == "grad_norm" or key.startswith("grad_norm/"):
+            if key in _WORLD:
                 self.shared.setdefault(key, Curve()).add(place, value)
             elif key in OBJECTIVES or key == "first_acc" or key.startswith("grad_"):
                 curves.setdefault(key, Curve()).add(place, value)
@@ -137,8 +140,7 @@ class RunModel:
         if row.get("skipped") is True:
             self.skipped.add(place)
         self.num_late += row.get("late") is True
-        if _is_number(row.get("dropped")):
-            self.num_dropped = max(self.num_dropped, int(row["dropped"]))
+        self.dropped.add(row)
         if _is_number(row.get("sec_per_step")) and isinstance(rank, int):
             self._seconds.setdefault(rank, deque(maxlen=_RECENT)).append(row["sec_per_step"])
         self._steps[stage] = max(step, self._steps.get(stage, 0))

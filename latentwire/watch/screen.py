@@ -9,6 +9,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from latentwire.diagnostics.reading import reason_of
 from latentwire.watch import lines
 from latentwire.watch.folder import RunFolder
 from latentwire.watch.model import Curve
@@ -84,10 +85,10 @@ def _norms(run: RunFolder, *, width: int, blocks: str, every: bool) -> Table:
     table = _grid(right=(2,))
     for decoder in run.model.decoders:
         found = lines.norms(run, decoder, every=every)
-        _curves(table, decoder, found, width=width, blocks=blocks, is_log=True)
-    shared = {
-        key.partition("/")[2] or "all units": curve for key, curve in run.model.shared.items()
-    }
+        units = {f"unit {unit}": curve for unit, curve in lines.unit_norms(run, decoder).items()}
+        _curves(table, decoder, found | units, width=width, blocks=blocks, is_log=True)
+    names = {"grad_norm": "all units", "grad_norm_clipped": "clipped"}
+    shared = {names[key]: curve for key, curve in run.model.shared.items()}
     _curves(table, "global", shared, width=width, blocks=blocks, is_log=True)
     return table
 
@@ -114,8 +115,8 @@ def _health(run: RunFolder) -> RenderableType:
         state = str(row.get("state", "unknown"))
         text = Text.assemble((decoder, "bold"), "  ", (state, _STATES.get(state, "bold")))
         text.append(f"  stage {row.get('stage')} step {row.get('step')}", style="dim")
-        if row.get("reason"):
-            text.append(f"  {row['reason']}", style=_STATES.get(state, ""))
+        if reason_of(row):
+            text.append(f"  {reason_of(row)}", style=_STATES.get(state, ""))
         text.append("\n  " + ", ".join(lines.gauges(row)))
         parts.append(text)
     return Group(*parts)

@@ -138,7 +138,7 @@ def test_a_frame_holds_what_the_rows_hold(tmp_path: Path) -> None:
     assert frame["nonfinite"][0] == ()
     assert frame["time"][0] == pd.Timestamp(ONE["time"])
     assert list(frame["health_state"][[1]]) == ["warming"]
-    assert str(frame["wrong_wire_gap"].dtype) == "float64"
+    assert str(frame["right_minus_wrong"].dtype) == "float64"
     assert len(diagnostics.read(path, kind="health")) == 1
 
 

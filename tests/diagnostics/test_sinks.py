@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from conftest import small_overrides
 from latentwire.config import ConfigError
 from latentwire.config_file import load
 from latentwire.diagnostics import sinks
-from latentwire.diagnostics.sinks import Sinks, named, open_sinks
+from latentwire.diagnostics.sinks import Feed, Sinks, named, open_sinks
 from latentwire.train import main
 
 
@@ -72,6 +73,40 @@ def test_a_sink_that_cannot_be_opened_or_closed_is_a_warning(
     ]
 
 
+def test_a_feed_hands_on_what_comes_after_it_began(tmp_path: Path) -> None:
+    path = driver.write(tmp_path / "d.jsonl", ROWS[:3])
+    notes = Notes()
+    with Feed(path, lambda: Sinks({"notes": lambda: notes}), interval=0.01):
+        driver.write(tmp_path / "d.jsonl", ROWS)
+    assert notes.rows == ROWS[3:] and notes.closed == 1
+
+
+def test_a_sink_that_hangs_holds_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = driver.write(tmp_path / "d.jsonl", [])
+    free = threading.Event()
+
+    class Hanging(Notes):
+        def write(self, rows: Sequence[Any]) -> None:
+            free.wait(60)
+
+    with Feed(path, lambda: Sinks({"slow": Hanging}), interval=0.01, patience=0.1):
+        driver.write(path, ROWS)
+    assert "did not take the last rows within 0 s" in caplog.text
+    free.set()
+
+
+def test_a_feed_whose_sinks_are_all_off_ends(tmp_path: Path) -> None:
+    def broken() -> Notes:
+        raise ValueError("no login")
+
+    path = driver.write(tmp_path / "d.jsonl", ROWS)
+    with Feed(path, lambda: Sinks({"one": broken}), interval=600) as feed:
+        feed._thread.join(60)
+        assert not feed._thread.is_alive()
+
+
 def test_each_value_has_one_name() -> None:
     found: dict[str, Any] = {}
     for row, values in named([row for row in ROWS if row["stage"] == "A"]):
@@ -81,7 +116,7 @@ def test_each_value_has_one_name() -> None:
     assert {"grad_tf/one/rank2", "tf_local/two/rank3", "sec_per_step/one/rank0"} <= set(found)
     assert "tf/one/rank0" not in found and "kce/one" not in found
     assert found["health/state/one"] == "warming" and "health/reason/one" not in found
-    assert found["health/wrong_wire_gap/one"] == 0.1
+    assert found["health/right_minus_wrong/one"] == -0.1
 
 
 def test_rows_without_a_place_are_left_out() -> None:
@@ -103,7 +138,7 @@ def test_tensorboard_has_every_value(tmp_path: Path) -> None:
         rows = [
             row
             for row in driver.run_rows(steps=20)
-            if row["stage"] == stage and row.get("rank") == 0
+            if (row["kind"], row["stage"], row["rank"]) == ("step", stage, 0)
         ]
         assert [s.step for s in scalars] == [5, 10, 15, 20]
         assert [s.value for s in scalars] == pytest.approx([r["tf"] for r in rows])

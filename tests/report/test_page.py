@@ -104,11 +104,14 @@ def test_every_chart_has_its_place_and_a_curve(tmp_path: Path) -> None:
     charts = {chart["id"]: chart for chart in data["charts"]}
     assert re.findall(r'data-chart="([^"]+)"', text) == list(charts)
     wanted = "loss-tf first_acc tf_local grad_norm grad-one-prompt grad-two-encoder ranks-grad_tf "
-    wanted += "health-wrong_wire_gap health-update_ratio/encoder sec_per_step seconds peak_memory "
+    wanted += (
+        "health-right_minus_wrong health-update_ratio/encoder sec_per_step seconds peak_memory "
+    )
     wanted += "lr weights val-em compression"
     assert set(wanted.split()) <= set(charts)
-    assert [s["name"] for s in charts["grad_norm"]["series"]] == [
-        *("grad_norm", "encoder", "adapter", "deep_prefix")
+    assert [s["name"] for s in charts["grad_norm"]["series"]] == ["grad_norm"]
+    assert [s["name"] for s in charts["units-one"]["series"]] == [
+        *("encoder", "adapter", "deep_prefix")
     ]
     assert [s["name"] for s in charts["grad-one-encoder"]["series"]] == ["tf", "first", "kd"]
     assert charts["peak_memory"]["series"][0]["y"][0] == 1.0
@@ -118,11 +121,12 @@ def test_every_chart_has_its_place_and_a_curve(tmp_path: Path) -> None:
 def test_trouble_is_shown(tmp_path: Path) -> None:
     rows = list(stream_cases.run_rows())
     rows[4] |= {"tf": None, "nonfinite": ["tf", "grad_kd/encoder"], "skipped": True}
-    rows[9] |= {"late": True, "dropped": 3}
-    rows.append(stream_cases.health_row("B", 100, "two", state="collapsed", reason="<why>"))
+    rows[8] |= {"dropped": 3}
+    rows[9] |= {"late": True}
+    rows.append(stream_cases.health_row("B", 100, "two", state="collapsed", reasons=["<why>"]))
     page, text = report(tmp_path, "one", rows=rows)
     assert "not finite: tf, grad_kd/encoder" in text
-    for part in ("1 steps skipped", "1 late rows", "3 rows dropped", "&lt;why&gt;"):
+    for part in ("skipped steps: 1", "late rows: 1", "dropped rows: 3", "&lt;why&gt;"):
         assert part in text, part
     assert 'class="state collapsed"' in text
     chart = next(c for c in json.loads(page.json)["charts"] if c["id"] == "loss-tf")

@@ -12,9 +12,7 @@ from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Tail, stream_path
 from latentwire.diagnostics.run_files import own_rows
 from latentwire.training.status import FILES, read_status
-from latentwire.watch.model import STAGES, RunModel, StageProgress
-
-ENDED = ("finished", "preempted", "stopped", "failed")
+from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
 
 
 @dataclass

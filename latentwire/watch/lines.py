@@ -39,7 +39,7 @@ def stage_line(stage: StageProgress) -> str:
     parts = [f"stage {stage.name}: step {stage.step}{of}"]
     if stage.seconds_per_step is not None:
         parts.append(f"{stage.seconds_per_step:.2f} s a step")
-    parts.append("over" if stage.is_over else f"{duration(stage.seconds_left)} left")
+    parts.append(stage.left)
     return ", ".join(parts)
 
 
@@ -86,7 +86,7 @@ def step_line(run: RunFolder) -> str:
     parts = []
     for progress in run.stages:
         if progress.name == stage and not progress.is_over:
-            parts.append(f"{duration(progress.seconds_left)} left")
+            parts.append(progress.left)
     for decoder in model.decoders:
         shown = losses(run, decoder) | {
             f"grad_{key}": curve for key, curve in norms(run, decoder).items()

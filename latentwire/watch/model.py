@@ -10,8 +10,11 @@ from typing import Any
 
 from latentwire.config import OBJECTIVES
 from latentwire.diagnostics.reading import DropCount, Row, kind_of
+from latentwire.watch.text import duration
 
 STAGES = ("A", "B")
+ENDED = ("finished", "preempted", "stopped", "failed")
+"""States of a run that does not go on by itself."""
 KEPT = 120
 """Log steps of which curves are kept."""
 _RECENT = 20
@@ -33,6 +36,8 @@ class StageProgress:
     num_steps: int | None = None
     """None where it is not known."""
     is_over: bool = False
+    is_cut: bool = False
+    """The run has ended before the stage has."""
     seconds_per_step: float | None = None
     """Of the wall clock between log steps, validations and saves included."""
 
@@ -48,9 +53,16 @@ class StageProgress:
         """Until the stage ends; None where that cannot be told."""
         if self.is_over:
             return 0.0
-        if self.num_steps is None or self.seconds_per_step is None:
+        if self.is_cut or self.num_steps is None or self.seconds_per_step is None:
             return None
         return max(0, self.num_steps - self.step) * self.seconds_per_step
+
+    @property
+    def left(self) -> str:
+        """The same in words."""
+        if self.is_over:
+            return "over"
+        return "not finished" if self.is_cut else f"{duration(self.seconds_left)} left"
 
 
 class Curve:
@@ -183,6 +195,7 @@ class RunModel:
                     step=step,
                     num_steps=total,
                     is_over=is_over,
+                    is_cut=not is_over and state in ENDED,
                     seconds_per_step=self._pace(name),
                 )
             )

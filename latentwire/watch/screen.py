@@ -1,6 +1,7 @@
 """A run as a picture of at least 80 columns, for a terminal."""
 
 from collections.abc import Iterable
+from statistics import median
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from latentwire.diagnostics.reading import reason_of
 from latentwire.watch import lines
 from latentwire.watch.folder import RunFolder
 from latentwire.watch.model import Curve
-from latentwire.watch.text import BLOCKS, PLAIN_BLOCKS, duration, number, sparkline
+from latentwire.watch.text import BLOCKS, PLAIN_BLOCKS, number, sparkline
 
 _STATES = {
     **{"alive": "green", "finished": "green", "running": "cyan", "warming": "yellow"},
@@ -60,14 +61,13 @@ def _stages(run: RunFolder) -> Table:
     for stage in run.stages:
         total = "?" if stage.num_steps is None else str(stage.num_steps)
         pace = "" if stage.seconds_per_step is None else f"{stage.seconds_per_step:.2f} s/step"
-        left = "over" if stage.is_over else f"{duration(stage.seconds_left)} left"
         share = stage.share
         table.add_row(
             f"stage {stage.name}",
             ProgressBar(total=1.0, completed=share or 0.0, width=24, pulse=False),
             f"{stage.step}/{total}",
             pace,
-            left,
+            stage.left,
         )
     return table
 
@@ -126,9 +126,8 @@ def _speed(run: RunFolder) -> Text | None:
     seconds = list(run.model.step_seconds().values())
     if not seconds:
         return None
-    middle = seconds[len(seconds) // 2]
     return Text(
-        f"min {seconds[-1]:.2f}, median {middle:.2f}, max {seconds[0]:.2f}; slowest: "
+        f"min {seconds[-1]:.2f}, median {median(seconds):.2f}, max {seconds[0]:.2f}; slowest: "
         f"{lines.slowest(run, count=3)}"
     )
 

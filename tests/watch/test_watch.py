@@ -73,6 +73,13 @@ def test_without_a_known_length_nothing_is_promised() -> None:
     assert lines.stage_line(stage) == "stage A: step 1, unknown left"
 
 
+def test_of_a_run_that_was_stopped_nothing_is_left(tmp_path: Path) -> None:
+    _, second = run_at(tmp_path / "r", state="stopped").stages
+    assert second.left == "not finished" and second.seconds_left is None
+    _, second = run_at(tmp_path / "s", state="finished").stages
+    assert second.left == "over"
+
+
 def test_a_stage_that_ended_early_is_over(tmp_path: Path) -> None:
     rows = [driver.step_row("A", 10, 0, "one"), driver.step_row("B", 10, 0, "one")]
     driver.write(tmp_path / "r" / "diagnostics.jsonl", rows)
@@ -110,7 +117,7 @@ def test_what_is_only_measured_is_shown_when_asked_for(tmp_path: Path) -> None:
 def test_the_slowest_rank_is_named(tmp_path: Path) -> None:
     run = run_at(tmp_path / "r", ranks=4)
     assert lines.slowest(run, count=2) == "rank 3 0.70 s, rank 2 0.60 s"
-    assert "min 0.40, median 0.50, max 0.70" in drawn(run)
+    assert "min 0.40, median 0.55, max 0.70" in drawn(run)
 
 
 def test_the_picture_fits_80_columns_and_says_everything(tmp_path: Path) -> None:

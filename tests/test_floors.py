@@ -12,7 +12,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "latentwire"
 FLOORS: list[set[str]] = [
     {
-        *{"cli", "train", "bench", "plan", "arguments", "environment", "from_env", "accept"},
+        *{
+            "cli",
+            "train",
+            "bench",
+            "plan",
+            *{"watch", "reporting"},
+            "arguments",
+            "environment",
+            "from_env",
+            "accept",
+        },
         *{
             "tiny_build",
             "checkpoint_tool",
@@ -28,6 +38,7 @@ FLOORS: list[set[str]] = [
         },
     },
     {"training"},
+    {"report"},
     {"evaluation"},
     {"diagnostics", "checkpointing"},
     {"distributed"},

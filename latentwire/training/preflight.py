@@ -20,6 +20,7 @@ from latentwire.config import (
     ConfigError,
 )
 from latentwire.data.sources import check_source
+from latentwire.diagnostics.sinks import missing_package
 from latentwire.diagnostics.stream import is_stream
 from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
@@ -164,6 +165,11 @@ def _extra_problems(config: Config) -> list[str]:
                 "pip install 'latentwire[deepspeed]', or use sharding.backend=fsdp"
             )
     found += _bitsandbytes_problems(config)
+    found += [
+        f"diagnostics.sinks: '{name}' {problem}"
+        for name in config.diagnostics.sinks
+        if (problem := missing_package(name))
+    ]
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
     if config.precision == "bf16" and not has_bf16:
         found.append("precision: this GPU has no bf16; use fp32")

@@ -4,9 +4,11 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import STAGES, Step
 from latentwire.checkpointing.manifest import read_manifest
@@ -14,6 +16,7 @@ from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
+from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -172,6 +175,22 @@ def _open_stream(
     return stream
 
 
+def _feed(plan: Plan, groups: ProcessGroups) -> AbstractContextManager[object]:
+    """What hands the stream's rows to sinks while it lasts: on rank 0, where there are any."""
+    config = plan.config
+    if groups.rank != 0 or not config.diagnostics.sinks:
+        return nullcontext()
+    return Feed(
+        plan.diagnostics,
+        lambda: open_sinks(
+            config.diagnostics.sinks,
+            plan.run_folder,
+            run=config.run.tag,
+            config=config_file.to_tree(config),
+        ),
+    )
+
+
 def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
     for stage in stages:
         if place is None or stage.name != place.stage or place.step >= stage.num_steps:
@@ -223,7 +242,24 @@ def _train_stages(
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
     stream = _open_stream(plan, job.groups, plan.diagnostics, place)
+    if job.groups.rank == 0:
+        lengths = {stage.name: stage.num_steps for stage in stages}
+        write_status(plan.run_folder, state="running", num_steps=lengths)
+    # Outside of whatever writes the stream, so that the last rows are handed on too.
+    with _feed(plan, job.groups):
+        return _train_with(plan, job, stages, place, validator, stop, writer, stream)
 
+
+def _train_with(
+    plan: Plan,
+    job: Job,
+    stages: Sequence[Stage],
+    place: Place | None,
+    validator: Validator,
+    stop: StopRequest,
+    writer: CheckpointWriter,
+    stream: DiagnosticsStream,
+) -> str:
     def save(stage: str, step: int) -> None:
         writer.save(place_at(stages, stage, step, trainer, validator))
 

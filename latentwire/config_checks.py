@@ -47,6 +47,8 @@ _FRACTION = "optim.min_lr objectives.first_hold".split() + [
         "latent_keep_end",
     )
 ]
+_PARTS = "encoder refiner adapter deep_prefix gist lora".split()
+"""As ``wire.parts`` names them."""
 _RATIOS = (*(f"{stage}.ratios" for stage in _STAGES), "eval.ratios")
 
 
@@ -87,6 +89,7 @@ def problems(config: Config) -> list[str]:
     found += _wire_problems(config)
     found += _decoder_problems(config)
     found += _objective_problems(config)
+    found += _diagnostics_problems(config)
     for slot in ("{context}", "{question}"):
         if config.data.template.count(slot) != 1:
             found.append(
@@ -210,6 +213,21 @@ def _objective_problems(config: Config) -> list[str]:
         found.append(
             f"diagnostics.grad_diag_components: {', '.join(unknown)} is no objective; there are "
             f"{', '.join(OBJECTIVES)}"
+        )
+    return found
+
+
+def _diagnostics_problems(config: Config) -> list[str]:
+    units, found = config.diagnostics.grad_diag_units, []
+    unknown = [name for name in units if name not in (*_PARTS, "none")]
+    if unknown:
+        found.append(
+            f"diagnostics.grad_diag_units: {', '.join(unknown)} is no trained part; there are "
+            f"{', '.join(_PARTS)}, and none for none of them"
+        )
+    elif "none" in units and len(units) > 1:
+        found.append(
+            "diagnostics.grad_diag_units: none stands alone; leave it out, or the other names"
         )
     return found
 

@@ -200,5 +200,10 @@ class DiagnosticsConfig:
     grad_diag_components: tuple[str, ...] = ()
     """Objectives whose gradient norms are measured, whatever they cost; none given measures those
     that are trained or cost no further forward."""
+    grad_diag_units: tuple[str, ...] = ()
+    """Trained parts in which the objectives' gradient norms are measured too: ``encoder``,
+    ``refiner``, ``adapter``, ``deep_prefix``, ``gist``, ``lora``; none given measures all that are
+    there, ``none`` none. ``encoder`` and ``refiner`` cost the encoder's backward once more for each
+    decoder and objective."""
     diagnostic_log: str | None = None
     """The stream's file; null is ``diagnostics.jsonl`` in the run's folder."""

@@ -205,5 +205,19 @@ class DiagnosticsConfig:
     ``refiner``, ``adapter``, ``deep_prefix``, ``gist``, ``lora``; none given measures all that are
     there, ``none`` none. ``encoder`` and ``refiner`` cost the encoder's backward once more for each
     decoder and objective."""
+    queue_rows: int = 4096
+    """Rows that wait on a rank to be written; of more, the oldest without gradient norms go first
+    and are counted in ``dropped``."""
+    step_close_seconds: float = 30.0
+    """A step's rows are written without those that have not come after so long."""
+    drain_seconds: float = 10.0
+    """How long the end of a run waits for rows to be written."""
+    health_interval: int = 100
+    """Steps between rows on the wire's health; 0 never."""
+    health_samples: int = 24
+    """Held-out examples that they are measured on, or a little more, so that ranks share them
+    evenly."""
+    stop_on_collapse: bool = False
+    """Whether a collapsed wire ends the run."""
     diagnostic_log: str | None = None
     """The stream's file; null is ``diagnostics.jsonl`` in the run's folder."""

@@ -150,6 +150,10 @@ class StepRecord:
         assert self._gradient is not None
         return self._gradient.norm
 
+    @property
+    def examples_per_second(self) -> float:
+        return len(self._plan.examples) / self._step_seconds
+
     def grad_squares(self) -> dict[str, float]:
         """Squared gradient norms by objective, over the decoders this rank hosts."""
         found: dict[str, float] = {}

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from latentwire import config_file
 from latentwire.checkpointing import best, state
@@ -14,6 +13,7 @@ from latentwire.checkpointing.commit import STAGES
 from latentwire.checkpointing.state import Place
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
+from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -25,9 +25,9 @@ from latentwire.training import resume
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
 from latentwire.training.preflight import Plan
-from latentwire.training.records import StepRecord
+from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
-from latentwire.training.run_folder import PROGRESS, log_to, prepare
+from latentwire.training.run_folder import log_to, prepare
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import (
     evaluate_into_folder,
@@ -41,7 +41,6 @@ from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
-progress = logging.getLogger(PROGRESS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,11 +208,31 @@ def _train_stages(
     stop: StopRequest,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
+    stream = RankStream(
+        plan.diagnostics,
+        run=plan.config.run.tag,
+        groups=job.groups,
+        settings=plan.config.diagnostics,
+        after=(place.stage, place.step) if place else ("A", 0),
+    )
+    with Reporter(plan.run_folder, stream, rank=job.groups.rank) as reporter:
+        return _train_with(plan, job, stages, place, validator, stop, reporter)
+
+
+def _train_with(
+    plan: Plan,
+    job: Job,
+    stages: Sequence[Stage],
+    place: Place | None,
+    validator: Validator,
+    stop: StopRequest,
+    reporter: Reporter,
+) -> str:
     config, world = plan.config, job.groups.world
     tree = config_file.to_tree(config)
-    stream = _open_stream(plan, job.groups, plan.diagnostics, place)
 
     def save(stage: str, step: int) -> None:
+        reporter.flush()
         at = Place(
             stage=stage,
             step=step,
@@ -228,23 +247,9 @@ def _train_stages(
         if world.rank == 0 and found is not None and (found.stage, found.step) == (stage, step):
             best.publish_best(plan.checkpoint_folder, found, metric=config.validation.metric)
 
-    def record(step: StepRecord) -> None:
-        if not step.is_logged:
-            return
-        rows = stream.write(step.rows())
-        if rows is not None:
-            step.progress = _progress(rows)
-            progress.info(
-                "stage %s step %d: %s",
-                step.stage,
-                step.step,
-                ", ".join(f"{key} {value}" for key, value in step.progress.items()),
-            )
-            write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
-
     trainer = Trainer(
         job,
-        record=record,
+        record=reporter.record,
         save=save,
         validate=validator.after_step,
         num_skipped=place.num_skipped if place else 0,
@@ -265,19 +270,6 @@ def _train_stages(
         if reason:
             return reason
     return ""
-
-
-def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    first = {row["decoder"]: row for row in reversed(rows)}
-    values = {f"tf/{name}": _number(row["tf"], 3) for name, row in sorted(first.items())}
-    values |= {f"acc/{name}": _number(row["first_acc"], 2) for name, row in sorted(first.items())}
-    seconds = max(row["sec_per_step"] for row in rows)
-    return values | {"ex/s": f"{rows[0]['num_examples'] / seconds:.0f}"}
-
-
-def _number(value: float | None, digits: int) -> str:
-    # A row holds null for what is not finite.
-    return "not finite" if value is None else f"{value:.{digits}f}"
 
 
 def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,23 @@ def write_status(
     stage: str | None = None,
     step: int | None = None,
     diagnostics: Path | None = None,
+    stream: Mapping[str, Any] | None = None,
+    trouble: str = "",
 ) -> None:
-    """Replaces the status atomically; ``stage``, ``step`` and the path of the diagnostics stay as
-    they were when not given.
+    """Replaces the status atomically; ``stage``, ``step``, ``stream`` and the path of the
+    diagnostics stay as they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
         code: the worker's exit code, None while it runs.
+        stream: what the diagnostics came to: rows written, dropped, late.
+        trouble: what keeps diagnostics from being written at present.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "status.json"
     before = read_status(folder)
     files = {name: str(folder / file) for name, file in FILES.items()}
+    diagnosed = {**(before.get("diagnostics") or {}), **(stream or {}), "trouble": trouble}
     files["diagnostics"] = str(diagnostics or diagnostics_path(folder))
     status: dict[str, Any] = {
         "state": state,
@@ -46,6 +52,7 @@ def write_status(
         "step": before.get("step") if step is None else step,
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "diagnostics": diagnosed,
         "files": files,
     }
     fresh = path.with_suffix(".tmp")

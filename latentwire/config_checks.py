@@ -15,8 +15,8 @@ _POSITIVE = (
     "objectives.k objectives.kd_temperature objectives.auto_interval optim.encoder_lr "
     "optim.adapter_lr optim.prefix_lr train.batch_size train.accumulation "
     "diagnostics.log_interval diagnostics.queue_rows diagnostics.step_close_seconds "
-    "diagnostics.drain_seconds diagnostics.health_samples eval.batch_size eval.max_new_tokens distributed.timeout "
-    "encoder.lora.alpha"
+    "diagnostics.drain_seconds diagnostics.health_samples eval.batch_size eval.max_new_tokens "
+    "distributed.timeout encoder.lora.alpha"
 ).split() + [
     f"{stage}.{name}"
     for stage in _STAGES
@@ -27,7 +27,8 @@ _NOT_NEGATIVE = (
     "wire.refiner.layers encoder.max_tokens encoder.lora.rank adapter.deep_prefix_len "
     "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "
     "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "
-    "validation.patience diagnostics.grad_diag_interval diagnostics.health_interval eval.samples train.max_skipped"
+    "validation.patience diagnostics.grad_diag_interval diagnostics.health_interval eval.samples "
+    "train.max_skipped"
 ).split() + [
     *(f"objectives.{name}" for name in OBJECTIVES),
     *(

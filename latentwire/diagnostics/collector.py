@@ -4,6 +4,7 @@ Whoever connects must know the job's secret: the server sends a nonce, the rank 
 number and a keyed digest of both, and only then is it listened to.
 """
 
+import contextlib
 import hashlib
 import hmac
 import secrets
@@ -117,10 +118,8 @@ class Collector:
         return is_complete
 
     def _poke(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it is awake, or closed
             self._wake.send(b"x")
-        except OSError:
-            pass  # it is awake, or closed
 
     def _admit(self, connection: socket.socket) -> None:
         peer = _Peer(connection, secrets.token_hex(16), time.monotonic())
@@ -239,11 +238,9 @@ class Collector:
         peer.connection.close()
 
     def _acknowledge(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             while self._woken.recv(4096):
                 pass
-        except BlockingIOError:
-            pass
         with self._lock:
             news = dict(self._written)
         for rank, seq in news.items():

@@ -15,13 +15,12 @@ class _Open:
 class Ordering:
     """Holds rows back until their step is complete, or closed without those that are missing.
 
-    A step is not waited for beyond ``close_after`` seconds, nor for a rank that has sent something
-    later already, or is gone.
+    A step is not held beyond ``close_after`` seconds, nor for a rank that has sent something later
+    already, that is gone, or that an earlier step was held for in vain and that is silent since.
 
     Args:
         expected: by kind of row, whose rows make a step complete: (rank, decoder).
         close_after: seconds from a step's first row to its closing.
-        max_open: steps that are held back at most.
     """
 
     def __init__(
@@ -29,21 +28,21 @@ class Ordering:
         expected: Mapping[int, Sequence[tuple[int, str]]],
         *,
         close_after: float,
-        max_open: int = 64,
     ) -> None:
         self._expected = {kind: sorted(pairs) for kind, pairs in expected.items()}
         self._close_after = close_after
-        self._max_open = max_open
         self._open: dict[Place, _Open] = {}
         self._closed: Place = (-1, -1, -1)
         self._latest: dict[int, Place] = {}
         self._late: list[Frame] = []
+        self._silent: set[int] = set()
         self.gone: set[int] = set()
         """Ranks that send nothing any more."""
 
     def add(self, frame: Frame, now: float) -> None:
         """Takes a row."""
         place = frame.place
+        self._silent.discard(frame.rank)
         self._latest[frame.rank] = max(place, self._latest.get(frame.rank, place))
         if place <= self._closed:
             self._late.append(frame)
@@ -61,10 +60,11 @@ class Ordering:
         self._late = []
         for place in sorted(self._open):
             step = self._open[place]
-            is_over = closing or len(self._open) > self._max_open
-            is_over = is_over or now - step.since >= self._close_after
-            if not is_over and self._missing(place, step):
-                break
+            missing = self._missing(place, step)
+            if missing and not closing:
+                if now - step.since < self._close_after:
+                    break
+                self._silent |= missing
             found += [(step.frames[key], False) for key in sorted(step.frames)]
             self._closed = place
             del self._open[place]
@@ -74,10 +74,13 @@ class Ordering:
         """When a step closes by itself next; None where none is open."""
         return min((step.since + self._close_after for step in self._open.values()), default=None)
 
-    def _missing(self, place: Place, step: _Open) -> bool:
-        return any(
-            key not in step.frames
-            and key[0] not in self.gone
-            and self._latest.get(key[0], place) <= place
-            for key in self._expected[place[2]]
-        )
+    def _missing(self, place: Place, step: _Open) -> set[int]:
+        """Ranks whose rows may still come."""
+        return {
+            rank
+            for rank, decoder in self._expected[place[2]]
+            if (rank, decoder) not in step.frames
+            and rank not in self.gone
+            and rank not in self._silent
+            and self._latest.get(rank, place) <= place
+        }

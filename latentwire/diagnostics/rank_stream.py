@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -117,8 +118,8 @@ class RankStream:
 
     def write(self, rows: Sequence[dict[str, Any]], *, kind: str = "step") -> None:
         """Takes this rank's rows of a step over; never waits."""
-        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        head = {"schema": SCHEMA, "run": self._run, "time": time, "kind": kind}
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        head = {"schema": SCHEMA, "run": self._run, "time": now, "kind": kind}
         self._sender.put([head | row for row in rows])
 
     def flush(self) -> bool:
@@ -158,16 +159,26 @@ class RankStream:
             "slowest_ranks": [{"rank": rank, "step_seconds": seconds[rank]} for rank in worst],
         }
 
-    def close(self) -> Totals | None:
+    def close(self, *, hurried: bool = False) -> Totals | None:
         """Drains for up to ``diagnostics.drain_seconds``; what it came to, on rank 0. No
-        collective, so it may be called on any way out."""
+        collective, so it may be called on any way out.
+
+        Args:
+            hurried: the job is failing, and other ranks may be gone already.
+        """
         limit = self._settings.drain_seconds
-        is_sent = self._sender.close(limit)
+        deadline = time.monotonic() + (min(2.0, limit) if hurried else limit)
+
+        def left() -> float:
+            return max(0.0, deadline - time.monotonic())
+
         if self._zero is None:
+            self._sender.close(left())
             return None
         zero = self._zero
-        is_complete = zero.collector.close(limit)
-        is_complete = zero.writer.close(limit) and is_complete and is_sent
+        is_sent = self._sender.close(left())
+        is_complete = zero.collector.close(left())
+        is_complete = zero.writer.close(max(0.5, left())) and is_complete and is_sent
         dropped = zero.collector.dropped
         dropped[0] = self._sender.dropped
         return Totals(

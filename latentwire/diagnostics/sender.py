@@ -5,6 +5,7 @@ it is written; what was sent over a connection that broke is sent again, and tol
 its number.
 """
 
+import contextlib
 import logging
 import select
 import socket
@@ -115,10 +116,8 @@ class Sender:
         self._dropped += 1
 
     def _poke(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):  # it is awake
             self._wake.send(b"x")
-        except BlockingIOError:
-            pass  # it is awake
 
     def _run(self) -> None:
         connection: socket.socket | None = None
@@ -138,11 +137,9 @@ class Sender:
                 self._say(f"rank {self._rank} does not reach rank 0: {error}")
                 self._sleep(0.5)
         if connection is not None:
-            try:
+            with contextlib.suppress(OSError):
                 connection.sendall(b"bye\n")
-                connection.close()
-            except OSError:
-                pass
+            connection.close()
         with self._lock:
             self._is_done = True
             self._lock.notify_all()
@@ -175,11 +172,9 @@ class Sender:
             # More may have come meanwhile.
         readable, _, _ = select.select([connection, self._woken], [], [], 1.0)
         if self._woken in readable:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 while self._woken.recv(4096):
                     pass
-            except BlockingIOError:
-                pass
         if connection in readable:
             self._written(_acknowledged(connection))
 

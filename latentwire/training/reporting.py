@@ -37,7 +37,7 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        totals = self._stream.close()
+        totals = self._stream.close(hurried=kind is not None)
         if self._status is None or totals is None:
             return
         self._status.close(stream=asdict(totals))

@@ -28,6 +28,7 @@ _NOT_NEGATIVE = (
     "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "
     "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "
     "validation.patience diagnostics.grad_diag_interval diagnostics.health_interval eval.samples "
+    "diagnostics.health_warmup "
     "train.max_skipped"
 ).split() + [
     *(f"objectives.{name}" for name in OBJECTIVES),

@@ -217,6 +217,8 @@ class DiagnosticsConfig:
     health_samples: int = 24
     """Held-out examples that they are measured on, or a little more, so that ranks share them
     evenly."""
+    health_warmup: int = 200
+    """Steps of a run after which a wire that reads no better than another text's has collapsed."""
     stop_on_collapse: bool = False
     """Whether a collapsed wire ends the run."""
     diagnostic_log: str | None = None

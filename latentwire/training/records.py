@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latentwire.config import OBJECTIVES
 from latentwire.data.loader import GlobalBatch
+from latentwire.diagnostics.gauges import UpdateProbe
 from latentwire.diagnostics.gradients import norm_at, objective_gradients
 from latentwire.diagnostics.pullback import MicroBatch, Norms, RandomState, Reading, part_norms
 from latentwire.distributed.assembly import Job
@@ -73,6 +74,11 @@ class StepRecord:
         self._factor = torch.ones(())
         self._step_seconds = 0.0
         self._skipped = False
+        health = diagnostics.health_interval
+        self.is_health_due = bool(health) and plan.step % health == 0
+        """Whether the wire's health is measured after this step."""
+        self.updates: dict[str, dict[str, tuple[float, float]]] = {}
+        """How far the step moved this rank's share of each part, where its health is due."""
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -134,6 +140,19 @@ class StepRecord:
             asked = [key for key in OBJECTIVES if key in next(iter(self._squares.values()))]
             self._norms = part_norms(self._job, self._kept, asked, self._parts)
             self._kept = []
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """The optimizer moves within it."""
+        probe = UpdateProbe(self._job.units) if self.is_health_due else None
+        yield
+        if probe is not None:
+            self.updates = probe.squares()
+
+    @property
+    def plan(self) -> StepPlan:
+        """What the step did."""
+        return self._plan
 
     def finish(
         self, gradient: GlobalGradient, factor: Tensor, *, skipped: bool, seconds: float

@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from latentwire.diagnostics.rank_stream import RankStream
+from latentwire.training.doctor import Doctor
 from latentwire.training.records import StepRecord
 from latentwire.training.run_folder import PROGRESS
+from latentwire.training.signals import StopRequest
 from latentwire.training.status import write_status
 
 log = logging.getLogger(__name__)
@@ -24,9 +26,13 @@ class Reporter:
     To be entered; leaving it drains the stream, on every way out.
     """
 
-    def __init__(self, folder: Path, stream: RankStream, *, rank: int) -> None:
+    def __init__(
+        self, folder: Path, stream: RankStream, doctor: Doctor, *, stop: StopRequest
+    ) -> None:
         self._stream = stream
-        self._status = LiveStatus(folder) if rank == 0 else None
+        self._doctor = doctor
+        self._stop = stop
+        self._status = LiveStatus(folder) if doctor.rank == 0 else None
 
     def __enter__(self) -> "Reporter":
         return self
@@ -51,8 +57,12 @@ class Reporter:
 
     def record(self, step: StepRecord) -> None:
         """Takes a step's record. All ranks must call."""
-        if not step.is_logged:
-            return
+        if step.is_logged:
+            self._record_step(step)
+        if step.is_health_due:
+            self._record_health(step)
+
+    def _record_step(self, step: StepRecord) -> None:
         reduced = step.reduced()
         self._stream.write(step.rows(reduced))
         trouble = self._stream.report()
@@ -66,6 +76,33 @@ class Reporter:
             ", ".join(f"{key} {value}" for key, value in step.progress.items()),
         )
         self._status.set(stage=step.stage, step=step.step, trouble=trouble)
+
+    def _record_health(self, step: StepRecord) -> None:
+        rows = self._doctor.examine(step)
+        states = {row["decoder"]: row["state"] for row in rows}
+        sick = [row for row in rows if row["state"] in ("collapsed", "exploding")]
+        if self._status is not None:
+            pace = self._stream.pace()
+            self._stream.write([row | pace for row in rows], kind="health")
+            self._status.set(health=states)
+            for row in rows:
+                say = log.warning if row in sick else progress.info
+                say(
+                    "stage %s step %d: the wire of '%s' is %s%s",
+                    step.stage,
+                    step.step,
+                    row["decoder"],
+                    row["state"],
+                    "".join(f"; {reason}" for reason in row["reasons"]),
+                )
+        collapsed = [row for row in rows if row["state"] == "collapsed"]
+        if collapsed and self._doctor.stops_on_collapse:
+            first = collapsed[0]
+            self._stop.ask(
+                "stopped",
+                f"diagnostics.stop_on_collapse: the wire of '{first['decoder']}' has collapsed: "
+                + "; ".join(first["reasons"]),
+            )
 
     def flush(self) -> None:
         """Before a checkpoint: a run that goes on from it has every row up to it."""

@@ -22,8 +22,14 @@ from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume
+from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
-from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
+from latentwire.training.held_out import (
+    draw_evaluation,
+    draw_health,
+    draw_validation,
+    num_shared_documents,
+)
 from latentwire.training.preflight import Plan
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
@@ -81,7 +87,7 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
         validator = Validator(job, validated, stream=validation, standing=standing)
         reason = _train_stages(plan, job, stages, place, validator, stop)
         if reason:
-            return _stopped(plan, groups, reason)
+            return _stopped(plan, groups, reason, why=stop.reason)
         frozen.verify()
         checkpoint = _load_chosen(plan, job, validator)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -215,7 +221,8 @@ def _train_stages(
         settings=plan.config.diagnostics,
         after=(place.stage, place.step) if place else ("A", 0),
     )
-    with Reporter(plan.run_folder, stream, rank=job.groups.rank) as reporter:
+    doctor = Doctor(job, draw_health(plan.config), stages=stages)
+    with Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter:
         return _train_with(plan, job, stages, place, validator, stop, reporter)
 
 
@@ -272,10 +279,13 @@ def _train_with(
     return ""
 
 
-def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
+def _stopped(
+    plan: Plan, groups: ProcessGroups, reason: str, *, why: str = "asked by a signal"
+) -> Outcome:
+    why = why or "asked by a signal"
     code = 0 if reason == "preempted" else 1
     if groups.rank == 0:
         log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
+        write_status(plan.run_folder, state=reason, code=code, reason=why)
     barrier(groups.world)
     return Outcome(state=reason, code=code)

@@ -29,14 +29,16 @@ def write_status(
     diagnostics: Path | None = None,
     stream: Mapping[str, Any] | None = None,
     trouble: str = "",
+    health: Mapping[str, str] | None = None,
 ) -> None:
-    """Replaces the status atomically; ``stage``, ``step``, ``stream`` and the path of the
-    diagnostics stay as they were when not given.
+    """Replaces the status atomically; ``stage``, ``step``, ``stream``, ``health`` and the path
+    of the diagnostics stay as they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
         code: the worker's exit code, None while it runs.
         stream: what the diagnostics came to: rows written, dropped, late.
+        health: state of each decoder's wire.
         trouble: what keeps diagnostics from being written at present.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +55,7 @@ def write_status(
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "diagnostics": diagnosed,
+        "health": dict(health) if health is not None else before.get("health") or {},
         "files": files,
     }
     fresh = path.with_suffix(".tmp")

@@ -131,8 +131,9 @@ class Trainer:
         gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
         factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
         if gradient.is_finite:
-            for unit in job.units.values():
-                unit.step(plan.rates, factor)
+            with record.updating():
+                for unit in job.units.values():
+                    unit.step(plan.rates, factor)
             self.guard.passed()
         else:
             self.guard.skipped(plan, record, gradient)

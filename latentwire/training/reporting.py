@@ -46,6 +46,10 @@ class Reporter:
         totals = self._stream.close(hurried=kind is not None)
         if self._status is None or totals is None:
             return
+        if kind is not None:
+            # The rank that failed first tells why; nothing may be written over it.
+            self._status.abandon()
+            return
         self._status.close(stream=asdict(totals))
         if totals.dropped or not totals.is_complete:
             log.warning(
@@ -128,6 +132,14 @@ class LiveStatus:
         with self._lock:
             self._wanted = (self._wanted or {}) | fields
             self._lock.notify_all()
+
+    def abandon(self) -> None:
+        """Writes no more."""
+        with self._lock:
+            self._wanted = None
+            self._is_closing = True
+            self._lock.notify_all()
+        self._thread.join(5.0)
 
     def close(self, **fields: Any) -> None:
         """Writes the last one, and no more."""

@@ -180,8 +180,8 @@ def reason_inside(config: Config, world_size: int) -> str:
     job = jobs.make_job(config, world_size)
     real = job.inject
 
-    def inject(name: str, *arguments: Any) -> Injection:
-        wire = real(name, *arguments)
+    def inject(name: str, *arguments: Any, **options: Any) -> Injection:
+        wire = real(name, *arguments, **options)
         if wire.vectors.requires_grad and name == "qwen":
             wire.vectors.register_hook(lambda grad: grad * float("inf"))
         return wire

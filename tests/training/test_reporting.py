@@ -80,6 +80,13 @@ def test_a_status_that_cannot_be_written_is_said_once(
     assert sum("No space left" in message for message in caplog.messages) == 1
 
 
+def test_an_abandoned_status_says_nothing_more(tmp_path: Path) -> None:
+    live = reporting.LiveStatus(tmp_path)
+    live.abandon()
+    live.set(stage="A", step=1)
+    assert read_status(tmp_path) == {}
+
+
 def test_the_last_status_is_the_one_that_stays(tmp_path: Path) -> None:
     live = reporting.LiveStatus(tmp_path)
     for step in range(1, 50):

@@ -24,6 +24,14 @@ _BATCH = 24
 """Examples that are read at once, or a little more."""
 
 
+def weight_squares(units: Mapping[str, ShardedUnit]) -> dict[str, dict[str, float]]:
+    """Squared size of this rank's share of the weights, by unit and part."""
+    return {
+        name: {part: _square(own) for part, own in unit.local_weights().items()}
+        for name, unit in units.items()
+    }
+
+
 class UpdateProbe:
     """How far one optimizer step moves each trained part, against the size of its weights.
 
@@ -57,6 +65,7 @@ def measure(
     held_out: Sequence[Example],
     trained: Sequence[Example],
     updates: Mapping[str, Mapping[str, tuple[float, float]]],
+    start: Mapping[str, Mapping[str, float]],
 ) -> dict[str, dict[str, Any]]:
     """Every decoder's gauges, the same on every rank. All ranks must call.
 
@@ -64,6 +73,7 @@ def measure(
         held_out: at least two documents.
         trained: examples of the step, on whose targets the text teacher is scored.
         updates: what ``UpdateProbe`` found.
+        start: what ``weight_squares`` was when training began.
 
     Raises:
         ValueError: the held-out examples are all of one document.
@@ -75,7 +85,7 @@ def measure(
             own[name] |= taught
     job.wire.train()
     world = job.groups.world
-    ranks = gather_json({"read": own, "updates": updates}, world)
+    ranks = gather_json({"read": own, "updates": updates, "start": start}, world)
     found = None
     if ranks is not None:
         names = [spec.decoder for spec in job.groups.topology.groups]
@@ -200,13 +210,15 @@ def _update_ratios(name: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, f
     for rank in ranks:
         for unit in ("encoder", f"adapter_{name}"):
             for part, (update, weight) in rank["updates"].get(unit, {}).items():
-                own = sums.setdefault(part, [0.0, 0.0])
+                own = sums.setdefault(part, [0.0, 0.0, 0.0])
                 own[0] += update
                 own[1] += weight
-    return {
-        f"update_ratio/{part}": math.sqrt(update / weight) if weight else 0.0
-        for part, (update, weight) in sums.items()
-    }
+                own[2] += rank["start"][unit][part]
+    found = {}
+    for part, (update, weight, start) in sums.items():
+        found[f"update_ratio/{part}"] = math.sqrt(update / weight) if weight else 0.0
+        found[f"weight_growth/{part}"] = math.sqrt(weight / start) if start else 1.0
+    return found
 
 
 def wire_shape(latents: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What the gauges mean: a state for each decoder's wire, with the reasons."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,9 +14,8 @@ _LOST_SHARE = 0.1
 """A wire that has lost all but this of its best margin has collapsed."""
 _UPDATE = 0.3
 """A step that moves a part by so much of its weights' size tears it apart."""
-_STILL = 0.1
-"""Times the learning rate: a part that moves by less has no gradient. AdamW moves every weight by
-about the learning rate, and weights are well below 1."""
+_GROWTH = 4.0
+"""Weights that have grown by more since the process started have run away."""
 _RMS = 30.0
 """Times the embeddings' size, up from where the wire began, and down."""
 _TEACHER = 0.5
@@ -61,21 +60,21 @@ class Health:
         gauges: Mapping[str, Any],
         *,
         steps: int,
-        rates: Mapping[str, float],
+        unreached: Collection[str] = (),
     ) -> Verdict:
         """The state of a decoder's wire.
 
         Args:
             gauges: what ``gauges.measure`` found for it.
             steps: that the run has trained, all stages together.
-            rates: learning rate by part; a part with none is not expected to move.
+            unreached: trained parts whose gradient was zero in the step.
         """
         past = self._past.setdefault(decoder, _Past())
         past.first = past.first or {k: float(gauges[k]) for k in ("nll_right", "wire_rms_ratio")}
         margin = -float(gauges["right_minus_wrong"])
         if exploding := _exploding(gauges, past):
             return Verdict(state="exploding", reasons=tuple(exploding))
-        collapsed = _broken(gauges, rates)
+        collapsed = _broken(gauges, unreached)
         is_warm = steps >= self._warmup
         if past.best < _ALIVE_NATS and is_warm and margin < _ALIVE_NATS:
             collapsed.append(
@@ -111,6 +110,12 @@ def _exploding(gauges: Mapping[str, Any], past: _Past) -> list[str]:
                 f"one step moves the {part} by {value:.2f} of its weights' size; lower its "
                 "learning rate"
             )
+        if key.startswith("weight_growth/") and value > _GROWTH:
+            part = key.removeprefix("weight_growth/")
+            found.append(
+                f"the {part}'s weights are {value:.1f} times as large as at the start; lower its "
+                "learning rate"
+            )
     loss, first = gauges["nll_right"], past.first["nll_right"]
     if loss > max(first, gauges["chance_nll"]) + _FAR_WORSE:
         found.append(f"the loss on held-out examples is {loss:.2f}, and was {first:.2f} at first")
@@ -120,7 +125,7 @@ def _exploding(gauges: Mapping[str, Any], past: _Past) -> list[str]:
     return found
 
 
-def _broken(gauges: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
+def _broken(gauges: Mapping[str, Any], unreached: Collection[str]) -> list[str]:
     """What is wrong at any age of the wire."""
     found = []
     limit = _TEACHER * gauges["chance_nll"]
@@ -132,13 +137,11 @@ def _broken(gauges: Mapping[str, Any], rates: Mapping[str, float]) -> list[str]:
         )
     if abs(gauges["right_minus_wrong"]) < _SAME_NATS:
         found.append("another text's wire reads exactly the same: nothing gets through")
-    for part, rate in rates.items():
-        ratio = gauges.get(f"update_ratio/{part}")
-        if ratio is not None and rate > 0 and ratio < _STILL * rate:
-            found.append(
-                f"the {part} does not learn: a step at learning rate {rate:.1e} moves it by "
-                f"{ratio:.1e} of its weights' size, so no gradient reaches it"
-            )
+    found += [
+        f"the {part} does not learn: no gradient reaches it"
+        for part in sorted(unreached)
+        if f"update_ratio/{part}" in gauges
+    ]
     return found
 
 

@@ -4,14 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from latentwire.data.example import Example
-from latentwire.diagnostics.gauges import measure
+from latentwire.diagnostics.gauges import measure, weight_squares
 from latentwire.diagnostics.health import Health
 from latentwire.distributed.assembly import Job
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import Stage
-
-_RATE_OF = {"encoder": "encoder", "deep_prefix": "prefix"}
-"""Which learning rate a part follows; the others the adapter's."""
 
 
 class Doctor:
@@ -28,32 +25,40 @@ class Doctor:
         self._job = job
         self._examples = examples
         self._lengths = {stage.name: stage.num_steps for stage in stages}
+        self._start = weight_squares(job.units) if examples else {}
         self._health = Health(warmup=job.config.diagnostics.health_warmup)
 
     def examine(self, step: StepRecord) -> list[dict[str, Any]]:
         """A row of gauges for each decoder of the job, the same on every rank. All must call."""
         plan = step.plan
         number = self._job.config.diagnostics.health_samples
-        found = measure(self._job, self._examples, plan.examples[:number], step.updates)
-        # A skipped step moves nothing, and nothing is wrong with that.
-        rates = {} if not step.updates or step.skip_reason else self._rates(plan.rates)
+        trained = plan.examples[:number]
+        found = measure(self._job, self._examples, trained, step.updates, self._start)
         rows = []
         for decoder, gauges in found.items():
             verdict = self._health.judge(
-                decoder, gauges, steps=self._steps(step.stage, step.step), rates=rates
+                decoder,
+                gauges,
+                steps=self._steps(step.stage, step.step),
+                unreached=self._unreached(step, decoder),
             )
             row = {"stage": step.stage, "step": step.step, "rank": 0, "decoder": decoder}
             row |= {"state": verdict.state, "reasons": list(verdict.reasons), **gauges}
             rows.append(row)
         return rows
 
-    def _rates(self, rates: dict[str, float]) -> dict[str, float]:
-        pretrained = self._job.config.encoder.kind == "lm"
-        parts = {part for parts in self._job.trained_parts.values() for part in parts}
-        names = {part: _RATE_OF.get(part, "adapter") for part in parts}
-        if not pretrained and "encoder" in names:
-            names["encoder"] = "adapter"
-        return {part: rates[name] for part, name in names.items()}
+    @staticmethod
+    def _unreached(step: StepRecord, decoder: str) -> set[str]:
+        """Parts without a gradient that should have one."""
+        squares = step.gradient.part_squares
+        found = {
+            part
+            for unit in ("encoder", f"adapter_{decoder}")
+            for part, square in squares[unit].items()
+            if float(square) == 0
+        }
+        # An untrained head has none.
+        return found if step.plan.weights["gist"] > 0 else found - {"gist"}
 
     def _steps(self, stage: str, step: int) -> int:
         before = 0

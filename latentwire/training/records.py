@@ -164,10 +164,10 @@ class StepRecord:
         self.is_logged = self.is_logged or skipped
 
     @property
-    def norm(self) -> Tensor:
-        """The step's global gradient norm before clipping."""
+    def gradient(self) -> GlobalGradient:
+        """The step's global gradient, before clipping."""
         assert self._gradient is not None
-        return self._gradient.norm
+        return self._gradient
 
     @property
     def examples_per_second(self) -> float:

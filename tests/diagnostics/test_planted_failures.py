@@ -60,7 +60,7 @@ def nothing(job: Job) -> None:
 
 PLANTS: dict[str, tuple[Callable[[Job], None], list[str], str, str]] = {
     "encoder frozen at random": (random_frozen_encoder, [], "collapsed", "the encoder does not"),
-    "prefix overwritten": (overwritten_prefix, [], "collapsed", "the deep_prefix does not"),
+    "prefix overwritten": (overwritten_prefix, [], "collapsed", "the deep_prefix does not learn"),
     "labels shifted twice": (twice_shifted_labels, [], "collapsed", "the labels are broken"),
     "learning rate 100x": (
         nothing,

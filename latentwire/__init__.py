@@ -1,3 +1,5 @@
 """LatentWire: latents of one encoder that several frozen language models read."""
 
-__version__ = "0.1.0"
+from latentwire.version import VERSION
+
+__version__ = VERSION

@@ -68,6 +68,8 @@ class Arguments:
     dry_run: bool
     fresh: bool
     overwrite: bool
+    resume_from: str | None = None
+    """The checkpoint step to go on from, in place of the newest."""
 
 
 def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Arguments:
@@ -85,13 +87,21 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
     parser.add_argument(
         "--overwrite", action="store_true", help="with --fresh: delete the existing run first"
     )
+    parser.add_argument(
+        "--resume-from",
+        metavar="STEP",
+        help="go on from this step, e.g. stageB/step-00000100, in place of the newest",
+    )
     options = parser.parse_intermixed_args(list(arguments))
+    if options.resume_from and options.fresh:
+        raise ConfigError(["--resume-from and --fresh: a new run has no steps; leave one out"])
     return Arguments(
         recipe=options.recipe,
         overrides=with_flags(options),
         dry_run=options.dry_run,
         fresh=options.fresh,
         overwrite=options.overwrite,
+        resume_from=options.resume_from,
     )
 
 

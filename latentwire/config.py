@@ -74,6 +74,15 @@ class CheckpointConfig:
     """Where checkpoints go, as ``<root>/<tag>/stageA/step-00000100``."""
     interval: int = 0
     """Steps between checkpoints; 0 saves at stage ends only."""
+    background: bool = True
+    """Training waits for a copy to host memory only, and goes on while that is written."""
+    keep_last: int = 3
+    """This many of the newest checkpoints stay, and the best by validation; 0 keeps all."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides stay too; 0 keeps none for that."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a run does when a checkpoint cannot be saved, as on a full disk: ``stop`` at the next
+    step, or ``continue`` with a message and without it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,8 @@ _POSITIVE = (
     for name in ("lr_scale", "span_start", "span_end", "latent_keep_power")
 ]
 _NOT_NEGATIVE = (
-    "run.seed checkpoint.interval data.samples wire.num_latents wire.latent_private_len "
+    "run.seed checkpoint.interval checkpoint.keep_last checkpoint.keep_every data.samples "
+    "wire.num_latents wire.latent_private_len "
     "wire.refiner.layers encoder.max_tokens encoder.lora.rank adapter.deep_prefix_len "
     "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "
     "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "

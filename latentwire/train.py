@@ -5,10 +5,12 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from latentwire import config_file
 from latentwire.arguments import Arguments, parse
+from latentwire.checkpointing.writer import SaveError
 from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.training import run
@@ -16,6 +18,7 @@ from latentwire.training.dry_run import describe
 from latentwire.training.guard import NonFiniteError
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
+from latentwire.training.run_lock import RunLock
 from latentwire.training.status import read_status, write_status
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,7 @@ def _train(options: Arguments) -> int:
             print(describe(plan))
         return 0
     wipe = options.fresh and options.overwrite
-    return _supervised(plan, lambda: run.train(plan, wipe=wipe))
+    return _supervised(plan, lambda: run.train(plan, wipe=wipe, resume_from=options.resume_from))
 
 
 def _evaluate(options: Arguments) -> int:
@@ -63,11 +66,38 @@ def _evaluate(options: Arguments) -> int:
 def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
     try:
+        with _locked(plan):
+            return _recorded(plan, work)
+    except ConfigError as error:
+        # Of the lock: nothing of the run that another job has may be touched.
+        return _refuse(error, None)
+    finally:
+        process_groups.stop()
+
+
+def _locked(plan: Plan) -> AbstractContextManager[object]:
+    """The run, for this job alone; rank 0 has it for all."""
+    if process_groups.launch_rank() != 0:
+        return nullcontext()
+    return RunLock(plan.run_folder, plan.checkpoint_folder)
+
+
+def _recorded(plan: Plan, work: Callable[[], run.Outcome]) -> int:
+    """Runs ``work``; how it ends goes into the run's status."""
+    try:
         _mark_running(plan)
         return work().code
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
         return _refuse(error, plan.run_folder)
+    except SaveError as error:
+        # On every rank alike; rank 0 has said which step is the last good one.
+        _failed(plan.run_folder, error)
+        if process_groups.launch_rank() == 0:
+            mend = "free some space" if error.errno == errno.ENOSPC else "when that is mended"
+            full = "the disk is full: " if error.errno == errno.ENOSPC else ""
+            log.error("ended: %s%s; %s, the same command continues", full, error, mend)
+        return 1
     except OSError as error:
         _failed(plan.run_folder, error)
         if error.errno != errno.ENOSPC:
@@ -90,8 +120,6 @@ def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
     except BaseException as error:
         _failed(plan.run_folder, error)
         raise
-    finally:
-        process_groups.stop()
 
 
 def _mark_running(plan: Plan) -> None:

@@ -1,13 +1,20 @@
 """Jobs of any layout and backend, and one process that does the same by hand."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import REPOSITORY
+from safetensors import safe_open
 from torch import Tensor
 
 from latentwire import config_file
+from latentwire.checkpointing import components, state
+from latentwire.checkpointing.commit import Step
+from latentwire.checkpointing.state import Place
+from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import Config
 from latentwire.data.batch import PromptBatch
 from latentwire.data.encoder_texts import EncoderTokenizer
@@ -22,8 +29,10 @@ from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit
+from latentwire.distributed.state_tensors import whole_tensor
 from latentwire.distributed.topology import plan
 from latentwire.objectives import alignment, distillation, tokens
+from latentwire.training.saving import unit_groups
 from latentwire.training.stages import Stage, StepPlan
 from latentwire.training.trainer import Trainer
 from latentwire.wire.unit import Injection
@@ -271,15 +280,57 @@ def job_curve(job: Job, steps: list[StepPlan]) -> list[dict[str, float]]:
 
 
 def exported(job: Job) -> dict[str, Tensor]:
-    """This rank's part of the job's logical state."""
+    """The whole state of every unit that this rank has a part of."""
     found: dict[str, Tensor] = {}
     for name, unit in job.units.items():
-        whole = unit.export_state()
-        if whole is not None:
-            for part in PARTS:
-                found |= {f"{name}.{part}.{k}": v for k, v in getattr(whole, part).items()}
-            found[f"{name}.num_steps"] = torch.tensor(whole.num_steps)
+        state = unit.export_state()
+        for part in PARTS:
+            for key, tensor in getattr(state, part).items():
+                found[f"{name}.{part}.{key}"] = whole_tensor(tensor)
+        found[f"{name}.num_steps"] = torch.tensor(state.num_steps)
     return found
+
+
+def save_job(job: Job, folder: Path, step: int, *, place: Place | None = None) -> None:
+    """Publishes a step of Stage A, and waits for it. All ranks must call."""
+    writer = CheckpointWriter(
+        folder,
+        job.units,
+        unit_groups(job),
+        world=job.groups.world,
+        settings=job.config.checkpoint,
+        decoders={},
+        config_text="",
+        metric=job.config.validation.metric,
+    )
+    with writer:
+        writer.save(place or Place(stage="A", step=step, samples=0))
+
+
+def load_job(job: Job, step: Step | None, *, with_optimizer: bool = True) -> None:
+    """Loads a published step into every unit. All ranks must call."""
+    assert step is not None
+    state.restore(step, job.units, unit_groups(job), with_optimizer=with_optimizer)
+
+
+def stored(step: Path) -> dict[str, Tensor]:
+    """Every trained tensor of a step, whole, read file by file as any reader of safetensors would;
+    named as ``exported`` does."""
+    pieces: dict[str, list[tuple[list[int], Tensor]]] = {}
+    for path in sorted(step.glob("*/shard-*.safetensors")):
+        unit = components.unit_of(path.parent.name)
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+            for key in file.keys():  # noqa: SIM118
+                part, name = key.split(".", 1)
+                part = PARTS[components.PARTS.index(part)]
+                piece = (offsets[key]["saved_offsets"], file.get_tensor(key))
+                pieces.setdefault(f"{unit}.{part}.{name}", []).append(piece)
+    assert pieces, step
+    return {
+        name: torch.cat([tensor for _, tensor in sorted(found, key=lambda piece: piece[0])])
+        for name, found in pieces.items()
+    }
 
 
 def largest_curve_difference(

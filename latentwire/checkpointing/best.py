@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpointing.commit import Step, published, replace_json
+from latentwire.checkpointing.commit import Step, published
+from latentwire.checkpointing.files import replace_json
 
 FILE = "best.json"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from latentwire.config import OptimConfig
 from latentwire.distributed.adamw import (
@@ -21,6 +21,7 @@ from latentwire.distributed.adamw import (
     parameter_groups,
     shard_like,
 )
+from latentwire.distributed.state_tensors import whole_tensor
 
 log = logging.getLogger(__name__)
 
@@ -87,44 +88,47 @@ class ScaledAdamW8bit:
         )
 
     def scales(self, parameter: Tensor, key: str) -> Tensor | None:
-        """Scales of a quantised moment, those of each rank in a row: [ranks, blocks].
+        """Scales of this rank's part of a quantised moment: [1, blocks].
 
-        None where the moment is not quantised. Rows are padded to the largest shard's blocks. All
-        members of the parameter's group must call.
+        None where the moment is not quantised. The row is padded to the largest shard's blocks.
         """
         if not _is_quantised(parameter):
             return None
         assert isinstance(parameter, DTensor)
-        mesh = parameter.device_mesh
         own = self._state_of(parameter)[_SCALES[key]]
-        largest = math.ceil(parameter.shape[0] / mesh.size()) * parameter[0].numel()
-        padded = own.new_zeros(1, _num_blocks(largest))
+        largest = math.ceil(parameter.shape[0] / parameter.device_mesh.size())
+        padded = own.new_zeros(1, _num_blocks(largest * parameter[0].numel()))
         padded[0, : len(own)] = own
-        return DTensor.from_local(padded, mesh, [Shard(0)], run_check=False).full_tensor()
+        return padded
 
     def set_moment(
-        self, parameter: Tensor, key: str, whole: Tensor, *, scales: Tensor | None, num_steps: int
+        self, parameter: Tensor, key: str, moment: Tensor, *, scales: Tensor | None, num_steps: int
     ) -> None:
-        """Takes over a whole moment: what ``moment`` and ``scales`` gave, or fp32.
+        """Takes over a moment: codes with the scales of the ranks that made them, or fp32.
 
         As many ranks as gave it take it over bit by bit. Others have other blocks: for them it is
         quantised anew.
+
+        Args:
+            moment: cut as the parameter is.
+            scales: [ranks that made them, blocks], cut by rows.
         """
         self.num_steps = num_steps
         assert isinstance(parameter, DTensor)
-        mesh = parameter.device_mesh
         state = self._state_of(parameter)
         state["step"] = num_steps
-        is_same = scales is not None and len(scales) == mesh.size()
+        own = local(moment).to(parameter.device)
+        is_same = scales is not None and len(scales) == parameter.device_mesh.size()
         if scales is not None and not is_same:
-            log.debug("moments of %d ranks quantised anew for %d", len(scales), mesh.size())
-            whole = self._dequantised(whole, scales, key)
-        own = local(shard_like(whole, parameter)).contiguous()
+            log.debug("moments of %d ranks quantised anew", len(scales))
+            whole = whole_tensor(moment).to(parameter.device)
+            every = whole_tensor(scales).to(parameter.device)
+            own = local(shard_like(self._dequantised(whole, every, key), parameter)).contiguous()
         if not _is_quantised(parameter):
             state[_STATE[key]] = own.float()
         elif scales is not None and is_same:
             state[_STATE[key]] = own
-            row = scales[mesh.get_local_rank()].to(own.device)
+            row = local(scales)[0].to(own.device)
             state[_SCALES[key]] = row[: _num_blocks(own.numel())].clone()
         else:
             from bitsandbytes.functional import quantize_blockwise

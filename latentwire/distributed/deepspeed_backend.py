@@ -19,7 +19,8 @@ from latentwire.config import OptimConfig
 from latentwire.distributed.adamw import MOMENTS, ScaledAdamW, num_bytes
 from latentwire.distributed.deepspeed_library import start_deepspeed
 from latentwire.distributed.groups import Group
-from latentwire.distributed.sharding import UnitState, check_fits, gather_state
+from latentwire.distributed.sharding import UnitState, check_fits, export_parts
+from latentwire.distributed.state_tensors import HostBuffers, own_rows, whole_tensor
 from latentwire.distributed.zero_optimizers import inside
 
 
@@ -108,7 +109,7 @@ class ZeroUnit:
         moments = sum(num_bytes(state[flat][key]) for flat in state for key in MOMENTS)
         return moments + sum(num_bytes(flat) for flat in self._zero.masters())
 
-    def export_state(self) -> UnitState | None:
+    def export_state(self, buffers: HostBuffers | None = None) -> UnitState:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         num_steps = self._adamw.num_steps
@@ -116,19 +117,20 @@ class ZeroUnit:
             self._zero.link_moments()
 
         def read(name: str, moment: str | None) -> Tensor:
+            # One tensor at a time is whole, on every rank; each keeps its rows.
             parameter = self._named[name]
             if moment is None:
                 whole: Tensor = safe_get_full_fp32_param(parameter)
             else:
                 whole = safe_get_full_optimizer_state(parameter, moment)
-            return whole
+            return own_rows(whole, self._group)
 
-        return gather_state(read, self._named, self._group, num_steps=num_steps)
+        return export_parts(read, self._shapes(), self._group, num_steps=num_steps, buffers=buffers)
 
     def import_state(self, state: UnitState) -> None:
         check_fits(state, self._shapes(), unit=self._name)
         for name, parameter in self._named.items():
-            self._zero.write(parameter, state.weights[name], None)
+            self._zero.write(parameter, whole_tensor(state.weights[name]), None)
         self._zero.refresh_weights()
         if not state.first_moments:
             return
@@ -137,7 +139,7 @@ class ZeroUnit:
         self._zero.link_moments()
         for moment, tensors in state.moments.items():
             for name, parameter in self._named.items():
-                self._zero.write(parameter, tensors[name], moment)
+                self._zero.write(parameter, whole_tensor(tensors[name]), moment)
 
     def _shapes(self) -> dict[str, torch.Size]:
         # A parameter of stage 3 is empty outside the forward and keeps its shape beside it.

@@ -15,11 +15,11 @@ from latentwire.distributed.adamw import (
     ScaledAdamW,
     local,
     num_bytes,
-    shard_like,
 )
 from latentwire.distributed.adamw8bit import ScaledAdamW8bit
 from latentwire.distributed.groups import Group
-from latentwire.distributed.sharding import UnitState, check_fits, gather_state
+from latentwire.distributed.sharding import UnitState, check_fits, export_parts
+from latentwire.distributed.state_tensors import HostBuffers, cut_tensor
 
 SCALES = ".scales"
 """Ends the name under which a checkpoint holds the scales of a quantised moment."""
@@ -38,11 +38,12 @@ class ShardedAdamW(ScaledAdamW):
         return None
 
     def set_moment(
-        self, parameter: Tensor, key: str, whole: Tensor, *, scales: Tensor | None, num_steps: int
+        self, parameter: Tensor, key: str, moment: Tensor, *, scales: Tensor | None, num_steps: int
     ) -> None:
-        """Takes over a whole moment."""
+        """Takes over a moment that is cut as the parameter is."""
         assert scales is None, "a run keeps its optimizer"
-        self.state_of(parameter, num_steps=num_steps)[key] = shard_like(whole, parameter)
+        state = self.state_of(parameter, num_steps=num_steps)
+        local(state[key]).copy_(local(moment))
 
     def moment_bytes(self) -> int:
         """Bytes of both moments on this rank."""
@@ -120,31 +121,31 @@ class FsdpUnit:
     def state_bytes(self) -> int:
         return self._adamw.moment_bytes() + sum(num_bytes(p) for p in self._named.values())
 
-    def export_state(self) -> UnitState | None:
+    def export_state(self, buffers: HostBuffers | None = None) -> UnitState:
         def read(name: str, moment: str | None) -> Tensor:
             parameter = self._named[name]
-            own = parameter if moment is None else self._adamw.moment(parameter, moment)
-            return own.full_tensor() if isinstance(own, DTensor) else own
+            return local(parameter if moment is None else self._adamw.moment(parameter, moment))
 
-        num_steps = self._adamw.num_steps
-        state = gather_state(read, self._named, self._group, num_steps=num_steps)
+        num_steps, host = self._adamw.num_steps, buffers or HostBuffers()
+        state = export_parts(read, self._shapes(), self._group, num_steps=num_steps, buffers=host)
         for name, parameter in self._named.items() if num_steps else ():
             for moment in MOMENTS:
                 scales = self._adamw.scales(parameter, moment)
-                if state is not None and scales is not None:
-                    state.moments[moment][name + SCALES] = scales.cpu()
+                if scales is not None:
+                    own = host.copy(f"{moment}/{name}{SCALES}", scales)
+                    shape = (self._group.size, scales.shape[1])
+                    state.moments[moment][name + SCALES] = cut_tensor(own, shape, self._group)
         return state
 
     def import_state(self, state: UnitState) -> None:
-        shapes = {name: parameter.shape for name, parameter in self._named.items()}
-        check_fits(state, shapes, unit=self._name)
+        check_fits(state, self._shapes(), unit=self._name)
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 # A forward without a backward leaves whole weights, which the next would read.
                 part.reshard()
         with torch.no_grad():
             for name, parameter in self._named.items():
-                parameter.copy_(shard_like(state.weights[name], parameter))
+                local(parameter).copy_(local(state.weights[name]))
         for moment, tensors in state.moments.items():
             for name, parameter in self._named.items():
                 if name in tensors:
@@ -155,6 +156,9 @@ class FsdpUnit:
                         scales=tensors.get(name + SCALES),
                         num_steps=state.num_steps,
                     )
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self._named.items()}
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:

@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +26,12 @@ class Group:
     """Carries tensors of the training device."""
     bookkeeping: dist.ProcessGroup
     """A gloo group of the same ranks for counts, metrics and agreement."""
+    saving: dist.ProcessGroup
+    """A gloo group of the same ranks that belongs to the thread that writes checkpoints."""
     mesh: DeviceMesh
     """The same ranks as a one-dimensional mesh."""
+    host_mesh: DeviceMesh
+    """The same over host memory, by ``saving``."""
 
     @property
     def size(self) -> int:
@@ -37,6 +41,10 @@ class Group:
     def rank(self) -> int:
         """This process's rank inside the group."""
         return self.ranks.index(dist.get_rank())
+
+    def for_saving(self) -> "Group":
+        """The same ranks, with messages that never meet those of the training thread."""
+        return replace(self, bookkeeping=self.saving)
 
 
 class ProcessGroups:
@@ -59,10 +67,20 @@ class ProcessGroups:
         bookkeeping = dist.new_group(
             list(ranks), timeout=limit, backend="gloo", group_desc=f"{name}/bookkeeping"
         )
+        saving = dist.new_group(
+            list(ranks), timeout=limit, backend="gloo", group_desc=f"{name}/saving"
+        )
         if self.rank not in ranks:
             return None
-        mesh = DeviceMesh.from_group(handle, self.device.type)
-        return Group(name=name, ranks=ranks, handle=handle, bookkeeping=bookkeeping, mesh=mesh)
+        return Group(
+            name=name,
+            ranks=ranks,
+            handle=handle,
+            bookkeeping=bookkeeping,
+            saving=saving,
+            mesh=DeviceMesh.from_group(handle, self.device.type),
+            host_mesh=DeviceMesh.from_group(saving, "cpu"),
+        )
 
     @property
     def hosted(self) -> tuple[GroupSpec, ...]:

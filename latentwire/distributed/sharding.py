@@ -1,6 +1,6 @@
 """The seam between the trainer and what shards its weights and optimizer state."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from latentwire.config import ConfigError
 from latentwire.distributed.adamw import MOMENTS
 from latentwire.distributed.groups import Group
+from latentwire.distributed.state_tensors import HostBuffers, cut_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitState:
-    """A unit's logical state: whole tensors by parameter name, whatever the sharding."""
+    """A unit's state by parameter name, on the host, cut by rows over the unit's ranks.
+
+    See ``state_tensors``: the same form whatever backend and precision it comes from.
+    """
 
     weights: dict[str, Tensor]
     """fp32 master weights."""
@@ -62,11 +66,15 @@ class ShardedUnit(Protocol):
     def state_bytes(self) -> int:
         """Bytes of fp32 master weights and of moments on this rank."""
 
-    def export_state(self) -> UnitState | None:
-        """The whole state on the group's first rank, None elsewhere. All members must call."""
+    def export_state(self, buffers: HostBuffers | None = None) -> UnitState:
+        """A copy of the state, which further steps leave alone. All members must call.
+
+        Args:
+            buffers: host memory to copy into.
+        """
 
     def import_state(self, state: UnitState) -> None:
-        """Takes over a whole state. All members must call, each with the same state."""
+        """Takes over a state of this group's ranks. All members must call."""
 
 
 class ShardingBackend(Protocol):
@@ -80,27 +88,28 @@ class ShardingBackend(Protocol):
         """
 
 
-def gather_state(
-    read: Callable[[str, str | None], Tensor], names: Iterable[str], group: Group, *, num_steps: int
-) -> UnitState | None:
-    """A unit's whole state on the group's first rank, None elsewhere. All members must call.
+def export_parts(
+    read: Callable[[str, str | None], Tensor],
+    shapes: Mapping[str, torch.Size],
+    group: Group,
+    *,
+    num_steps: int,
+    buffers: HostBuffers | None,
+) -> UnitState:
+    """A unit's state out of what a backend reads of it, one tensor at a time.
 
     Args:
-        read: (parameter's name, moment's name or None for the weight) -> the whole tensor; a
-            collective over the group.
+        read: (parameter's name, moment's name or None for the weight) -> this rank's rows of it.
+        shapes: whole shape of each trained parameter.
         num_steps: without a step there are no moments.
     """
+    host = buffers or HostBuffers()
     parts: dict[str | None, dict[str, Tensor]] = {part: {} for part in (None, *MOMENTS)}
-    for name in names:
+    for name, shape in shapes.items():
         for part, tensors in parts.items():
-            if part is not None and num_steps == 0:
-                continue
-            # One tensor at a time is whole; only the first rank keeps it.
-            whole = read(name, part)
-            if group.rank == 0:
-                tensors[name] = whole.detach().cpu().contiguous()
-    if group.rank != 0:
-        return None
+            if part is None or num_steps:
+                own = host.copy(f"{part}/{name}", read(name, part))
+                tensors[name] = cut_tensor(own, shape, group)
     weights, first_moments, second_moments = parts.values()
     return UnitState(
         weights=weights,
@@ -111,7 +120,7 @@ def gather_state(
 
 
 def check_fits(state: UnitState, shapes: Mapping[str, torch.Size], *, unit: str) -> None:
-    """Compares a whole state with the parameters it is to be loaded into.
+    """Compares a state with the parameters it is to be loaded into.
 
     Args:
         shapes: whole shape of each trained parameter.

@@ -19,7 +19,8 @@ class FrozenCheck:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._before = {name: fingerprint(d.model) for name, d in job.decoders.items()}
+        self.before = {name: fingerprint(d.model) for name, d in job.decoders.items()}
+        """Hash of every tensor of each decoder, as it was loaded."""
 
     def verify(self) -> dict[str, str]:
         """Compares every decoder with what it was. All ranks must call.
@@ -34,7 +35,7 @@ class FrozenCheck:
         found: dict[str, dict[str, Any]] = {}
         for name, decoder in self._job.decoders.items():
             now = fingerprint(decoder.model)
-            names = changed(self._before[name], now)
+            names = changed(self.before[name], now)
             found[name] = {"hash": combined(now), "num": len(names), "names": names[:_NAMED]}
         world = self._job.groups.world
         ranks: list[dict[str, Any]] = broadcast_json(gather_json(found, world), world)

@@ -13,8 +13,8 @@ import torch
 import yaml
 
 from latentwire import config_file
+from latentwire.checkpointing.changes import changed_keys
 from latentwire.checkpointing.commit import newest
-from latentwire.checkpointing.state import changed_keys
 from latentwire.config import (
     Config,
     ConfigError,

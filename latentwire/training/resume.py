@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from latentwire.checkpointing import best
 from latentwire.checkpointing.best import Best, Standing
-from latentwire.checkpointing.commit import STAGES, Step, newest, stage_folder
-from latentwire.checkpointing.state import Place, place_from, read_place
+from latentwire.checkpointing.commit import STAGES, Step, newest, step_at
+from latentwire.checkpointing.state import Place, place_from, place_tree, read_place
 from latentwire.config import ConfigError
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import broadcast_json
@@ -40,22 +40,24 @@ class Checkpoint:
         return at | {"which": self.which}
 
 
-def step_at(plan: Plan, stage: str, number: int) -> Step:
-    """The step of the run, whether it exists or not."""
-    path = stage_folder(plan.checkpoint_folder, stage) / f"step-{number:08d}"
-    return Step(path=path, stage=stage, number=number)
-
-
 def agreed_newest(plan: Plan, groups: ProcessGroups) -> tuple[Step, Place] | None:
     """The newest step and its place in the run, the same on every rank. All must call."""
+    step = newest(plan.checkpoint_folder) if groups.rank == 0 else None
+    return _agreed_place(plan, groups, step)
+
+
+def _agreed_place(
+    plan: Plan, groups: ProcessGroups, step: Step | None
+) -> tuple[Step, Place] | None:
+    """A step that rank 0 has found, and its place, on every rank. All must call."""
     found = None
-    if groups.rank == 0 and (step := newest(plan.checkpoint_folder)):
-        found = [step.stage, step.number, asdict(read_place(step))]
+    if groups.rank == 0 and step is not None:
+        found = [step.stage, step.number, place_tree(read_place(step))]
     found = broadcast_json(found, groups.world)
     if found is None:
         return None
     stage, number, tree = found
-    return step_at(plan, stage, number), place_from(tree)
+    return step_at(plan.checkpoint_folder, stage, number), place_from(tree)
 
 
 def agreed_standing(plan: Plan, groups: ProcessGroups, place: Place | None) -> Standing:
@@ -72,7 +74,8 @@ def agreed_standing(plan: Plan, groups: ProcessGroups, place: Place | None) -> S
 def chosen(plan: Plan, last: Step | None, best_one: Best | None) -> Checkpoint:
     """The checkpoint that ``eval.checkpoint`` means: the last one where nothing was validated."""
     if plan.config.eval.checkpoint == "best" and best_one is not None:
-        return Checkpoint(step=step_at(plan, best_one.stage, best_one.step), which="best")
+        step = step_at(plan.checkpoint_folder, best_one.stage, best_one.step)
+        return Checkpoint(step=step, which="best")
     return Checkpoint(step=last, which="last")
 
 

@@ -4,13 +4,15 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from latentwire import config_file
-from latentwire.checkpointing import best, state
-from latentwire.checkpointing.commit import STAGES
+from latentwire.checkpointing import state
+from latentwire.checkpointing.commit import STAGES, Step
+from latentwire.checkpointing.manifest import read_manifest
 from latentwire.checkpointing.state import Place
+from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
 from latentwire.diagnostics.rank_stream import RankStream
@@ -30,10 +32,12 @@ from latentwire.training.held_out import (
     draw_validation,
     num_shared_documents,
 )
+from latentwire.training.identity import identities, identity_problems
 from latentwire.training.preflight import Plan
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
 from latentwire.training.run_folder import log_to, prepare
+from latentwire.training.saving import open_writer, place_at, unit_groups
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import (
     evaluate_into_folder,
@@ -42,6 +46,7 @@ from latentwire.training.stage_c import (
     warn_of_cuts,
 )
 from latentwire.training.stages import Stage
+from latentwire.training.start import agreed_start
 from latentwire.training.status import FILES, write_status
 from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
@@ -58,15 +63,20 @@ class Outcome:
     code: int
 
 
-def train(plan: Plan, *, wipe: bool = False) -> Outcome:
-    """Runs or resumes all stages. Every rank of the world calls it."""
+def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> Outcome:
+    """Runs or resumes all stages. Every rank of the world calls it.
+
+    Args:
+        wipe: an existing run is deleted first.
+        resume_from: the step to go on from, in place of the newest.
+    """
     config = plan.config
     device = process_groups.pick_device()
     process_groups.start(device, timeout=config.distributed.timeout)
     groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
     with StopRequest() as stop:
         _open_folder(plan, groups, wipe=wipe)
-        found = resume.agreed_newest(plan, groups)
+        found = agreed_start(plan.checkpoint_folder, groups.world, wanted=resume_from)
         step, place = found or (None, None)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
@@ -79,13 +89,17 @@ def train(plan: Plan, *, wipe: bool = False) -> Outcome:
             _warn_of_shared(validated, examples)
         job = assemble(config, groups)
         frozen = FrozenCheck(job)
+        decoders = identities(job, frozen.before)
         _report_units(job)
         if step is not None:
-            state.restore(step, job.units)
+            _check_decoders(step, decoders)
+            state.restore(step, job.units, unit_groups(job))
+            state.restore_generators(step, rank=groups.rank, world_size=groups.world.size)
             log.info("resumed from %s", step.path)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
-        reason = _train_stages(plan, job, stages, place, validator, stop)
+        with open_writer(plan, job, stop, decoders=decoders) as writer:
+            reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
             return _stopped(plan, groups, reason, why=stop.reason)
         frozen.verify()
@@ -100,7 +114,7 @@ def evaluate_only(plan: Plan) -> Outcome:
     process_groups.start(device, timeout=config.distributed.timeout)
     groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
-    found = resume.agreed_newest(plan, groups)
+    found = agreed_start(plan.checkpoint_folder, groups.world, mends=False)
     if found is None:
         raise ConfigError(
             [f"run.tag: '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it"]
@@ -110,6 +124,8 @@ def evaluate_only(plan: Plan) -> Outcome:
     checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
     job = assemble(config, groups)
     frozen = FrozenCheck(job)
+    if checkpoint.step is not None:
+        _check_decoders(checkpoint.step, identities(job, frozen.before))
     _load(checkpoint, job)
     with StopRequest() as stop:
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -127,8 +143,14 @@ def _load_chosen(plan: Plan, job: Job, validator: Validator) -> Checkpoint:
 
 def _load(checkpoint: Checkpoint, job: Job) -> None:
     assert checkpoint.step is not None
-    state.restore(checkpoint.step, job.units, with_optimizer=False)
+    state.restore(checkpoint.step, job.units, unit_groups(job), with_optimizer=False)
     log.info("loaded %s", checkpoint.step.path)
+
+
+def _check_decoders(step: Step, now: Mapping[str, Any]) -> None:
+    before = read_manifest(step.path).decoders
+    if problems := identity_problems(before, now, where=step.name):
+        raise ConfigError(problems)
 
 
 def _evaluate(
@@ -212,6 +234,7 @@ def _train_stages(
     place: Place | None,
     validator: Validator,
     stop: StopRequest,
+    writer: CheckpointWriter,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
     stream = RankStream(
@@ -223,7 +246,7 @@ def _train_stages(
     )
     doctor = Doctor(job, draw_health(plan.config), stages=stages)
     with Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter:
-        return _train_with(plan, job, stages, place, validator, stop, reporter)
+        return _train_with(plan, job, stages, place, validator, stop, writer, reporter)
 
 
 def _train_with(
@@ -233,26 +256,13 @@ def _train_with(
     place: Place | None,
     validator: Validator,
     stop: StopRequest,
+    writer: CheckpointWriter,
     reporter: Reporter,
 ) -> str:
-    config, world = plan.config, job.groups.world
-    tree = config_file.to_tree(config)
-
     def save(stage: str, step: int) -> None:
+        # Rows up to a step that a run may go on from are in the file by then.
         reporter.flush()
-        at = Place(
-            stage=stage,
-            step=step,
-            samples=step * config.train.stage_batch_size(stage),
-            num_skipped=trainer.guard.num_skipped,
-            validation=validator.standing,
-            balance=trainer.auto_weights.balance.state(),
-        )
-        if state.save(plan.checkpoint_folder, at, job.units, tree, world=world):
-            log.info("stage %s: saved step %d", stage, step)
-        found = validator.standing.best
-        if world.rank == 0 and found is not None and (found.stage, found.step) == (stage, step):
-            best.publish_best(plan.checkpoint_folder, found, metric=config.validation.metric)
+        writer.save(place_at(stages, stage, step, trainer, validator))
 
     trainer = Trainer(
         job,
@@ -260,6 +270,7 @@ def _train_with(
         save=save,
         validate=validator.after_step,
         num_skipped=place.num_skipped if place else 0,
+        num_tokens=place.tokens if place else 0,
         balance=Balance.from_state(place.balance if place else {}),
     )
     for stage in stages:

@@ -12,6 +12,7 @@ import yaml
 from transformers.utils import logging as transformers_logging
 
 from latentwire import config_file
+from latentwire.training import run_lock
 from latentwire.training.preflight import Plan
 
 _PACKAGES = (
@@ -28,13 +29,11 @@ _PACKAGES = (
 def prepare(plan: Plan, *, wipe: bool) -> None:
     """Creates the run's folders on rank 0, with ``config.yaml`` and the link to the checkpoints."""
     if wipe:
-        shutil.rmtree(plan.run_folder, ignore_errors=True)
-        shutil.rmtree(plan.checkpoint_folder, ignore_errors=True)
+        _empty(plan.run_folder)
+        _empty(plan.checkpoint_folder)
     plan.run_folder.mkdir(parents=True, exist_ok=True)
     plan.checkpoint_folder.mkdir(parents=True, exist_ok=True)
     plan.diagnostics.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in plan.checkpoint_folder.glob("stage*/step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
     link = plan.run_folder / "ckpt"
     if link.is_symlink():
         link.unlink()
@@ -42,6 +41,17 @@ def prepare(plan: Plan, *, wipe: bool) -> None:
     text = yaml.safe_dump(config_file.to_tree(plan.config), sort_keys=False)
     comment = "".join(f"# {line}\n" for line in environment())
     (plan.run_folder / "config.yaml").write_text(comment + text, encoding="utf-8")
+
+
+def _empty(folder: Path) -> None:
+    """Removes everything but the lock, which this job holds."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == run_lock.FILE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def environment() -> list[str]:

@@ -14,7 +14,7 @@ _MEANING = {
     signal.SIGUSR1: "preempted",
     signal.SIGINT: "stopped",
 }
-_CODES = ("", "preempted", "stopped")
+_CODES = ("", "preempted", "stopped", "unsaved")
 
 
 class StopRequest:
@@ -56,8 +56,13 @@ class StopRequest:
         self._wanted = self._wanted or meaning
         self.reason = self.reason or reason
 
+    def cannot_save(self) -> None:
+        """Asks for a stop because a checkpoint could not be saved."""
+        self._wanted = "unsaved"
+
     def agreed(self, world: Group) -> str:
-        """``preempted``, ``stopped`` or empty: the same answer on every rank. All must call."""
+        """``preempted``, ``stopped``, ``unsaved`` or empty: the same answer on every rank. All
+        must call."""
         code = torch.tensor([_CODES.index(self._wanted)], dtype=torch.int32)
         if world.size > 1:
             dist.all_reduce(code, op=dist.ReduceOp.MAX, group=world.bookkeeping)

@@ -65,7 +65,8 @@ class Stage:
         self._config = config
         self._settings = config.train.stage(name)
         self._source = source
-        self._batch_size = config.train.stage_batch_size(name)
+        self.batch_size = config.train.stage_batch_size(name)
+        """Examples per optimizer step, over all ranks."""
         samples = self._settings.samples
         self._sampler = Sampler(
             source.counts(),
@@ -78,7 +79,7 @@ class Stage:
 
     def plan(self, step: int) -> StepPlan:
         """What step ``step`` (from 1) does."""
-        size = self._batch_size
+        size = self.batch_size
         pairs = self._sampler.take((step - 1) * size, size)
         return StepPlan(
             stage=self.name,
@@ -96,7 +97,7 @@ class Stage:
             return self._settings.steps
         assert self._settings.epochs is not None, "validated with the configuration"
         examples = self._settings.epochs * self._sampler.num_examples
-        return math.ceil(examples / self._batch_size)
+        return math.ceil(examples / self.batch_size)
 
     def _draws(self, step: int) -> StepDraws:
         settings = self._settings

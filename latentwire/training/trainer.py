@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _FRESH = Balance()
 
 Save = Callable[[str, int], None]
-"""(stage, steps done) -> publishes a checkpoint; every rank calls it."""
+"""(stage, steps done) -> saves a checkpoint; every rank calls it."""
 
 
 class Trainer:
@@ -36,9 +36,10 @@ class Trainer:
     Args:
         job: this rank's decoders, wire and groups.
         record: called with each step's record; every rank, every step.
-        save: publishes a checkpoint.
+        save: saves a checkpoint.
         validate: called after each step, with whether the stage ends there; every rank.
         num_skipped: steps that the run skipped before it was resumed.
+        num_tokens: tokens that the encoder had read by then.
         balance: of the objectives' weights, where the run is resumed.
     """
 
@@ -50,8 +51,11 @@ class Trainer:
         save: Save,
         validate: Callable[..., Verdict] = no_validation,
         num_skipped: int = 0,
+        num_tokens: int = 0,
         balance: Balance = _FRESH,
     ) -> None:
+        self.num_tokens = num_tokens
+        """Tokens of texts that the encoder has read in the run, over all ranks."""
         self.auto_weights = AutoWeights(job, balance=balance)
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
@@ -64,7 +68,7 @@ class Trainer:
 
         Returns:
             Why the run stops (``preempted`` or ``stopped``), or an empty string. Either way the
-            last step is saved.
+            last step is saved, or being saved.
 
         Raises:
             NonFiniteError: too many steps in a row were skipped; the last one is saved too.
@@ -157,6 +161,7 @@ class Trainer:
             batch = global_batch(examples, job.any_prompts, draws=plan.draws)
             parts = list(job.parts(batch))
         record.begin(batch)
+        self.num_tokens += sum(len(job.tokenizer.ids(text)) for text in batch.texts)
         latents = job.latents(batch)
         losses = []
         for name, own in parts:

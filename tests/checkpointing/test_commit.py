@@ -1,92 +1,169 @@
-"""Publication of steps: what counts as a checkpoint, and what a resumed run may change."""
+"""Steps on disk: publication, discovery, retention, and what a resumed run may change."""
 
 import json
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import small_overrides
 
 from latentwire import config_file
-from latentwire.checkpointing import commit
-from latentwire.checkpointing.state import changed_keys
-from latentwire.checkpointing.store import read_unit, write_unit
-from latentwire.config import ConfigError, DecoderConfig
-from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.sharding import UnitState
-from latentwire.distributed.topology import plan
-from latentwire.testing import run_distributed
+from latentwire.checkpointing import commit, manifest
+from latentwire.checkpointing.changes import changed_keys
+from latentwire.checkpointing.commit import Step, step_at
+from latentwire.checkpointing.manifest import Manifest, describe_file
 
 
-def unit_state(value: float) -> UnitState:
-    tensors = {"a": torch.full((3, 2), value), "b": torch.full((2,), -value)}
-    moments = {name: tensor * 2 for name, tensor in tensors.items()}
-    return UnitState(weights=tensors, first_moments=moments, second_moments=tensors, num_steps=7)
+def publish(root: Path, stage: str, number: int) -> Step:
+    """A step of one small file."""
+    step = step_at(root, stage, number)
+    folder = commit.draft(step)
+    (folder / "unit").mkdir()
+    (folder / "unit" / "data.json").write_text(f'"{stage} {number}"')
+    files = {"unit/data.json": describe_file(folder / "unit" / "data.json")}
+    commit.publish(
+        step,
+        folder,
+        Manifest(
+            stage=stage,
+            step=number,
+            units={},
+            optimizer_steps={},
+            decoders={},
+            versions={},
+            files=files,
+        ),
+    )
+    return step
 
 
-def publish_on_rank(rank: int, world_size: int, root: str) -> list[bool]:
-    layout = plan({"d": DecoderConfig(model="d")}, placement="auto", world_size=world_size)
-    world = ProcessGroups(layout, device=torch.device("cpu"), timeout=60).world
-    published = []
-    for step in (1, 2, 2):
-        with commit.publish(Path(root), stage="A", step=step, world=world) as folder:
-            published.append(folder is not None)
-            if folder is not None:
-                write_unit(folder / f"unit{rank}", unit_state(rank + 1.0))
-    try:
-        with commit.publish(Path(root), stage="A", step=3, world=world) as folder:
-            raise KeyError("interrupted")
-    except KeyError:
-        published.append(False)
-    return published
-
-
-def test_steps_are_published_once_and_whole(tmp_path: Path) -> None:
-    assert run_distributed(publish_on_rank, 2, str(tmp_path)) == [[True, True, False, False]] * 2
-    found = commit.published(tmp_path)
-    assert [(step.stage, step.number) for step in found] == [("A", 1), ("A", 2)]
-    assert (tmp_path / "stageA" / "step-00000003.tmp").is_dir(), "an interrupted one is not found"
-    state = read_unit(found[-1].path / "unit1")
-    assert torch.equal(state.weights["a"], torch.full((3, 2), 2.0))
-    assert torch.equal(state.first_moments["b"], torch.full((2,), -4.0))
-    assert state.num_steps == 7
-    assert read_unit(found[-1].path / "unit1", with_optimizer=False).first_moments == {}
-
-    # A damaged step is none: the run that comes to it again writes it anew.
-    (found[0].path / commit.MANIFEST).write_text("{")
-    assert run_distributed(publish_on_rank, 2, str(tmp_path)) == [[True, False, False, False]] * 2
-    assert commit.published(tmp_path) == found
-
-
-def fake_step(root: Path, stage: str, number: int) -> Path:
-    folder = root / f"stage{stage}" / f"step-{number:08d}"
-    write_unit(folder / "unit", unit_state(1.0))
-    commit._write_manifest(folder, stage=stage, step=number)
-    return folder
+def test_a_step_is_published_whole_and_never_again(tmp_path: Path) -> None:
+    step = publish(tmp_path, "A", 3)
+    assert commit.published(tmp_path) == [step] and commit.read_latest(tmp_path) == step
+    assert not step.path.with_suffix(".tmp").exists()
+    with pytest.raises(FileExistsError):
+        commit.draft(step)
+    # A link in a step's place is not followed, and not overwritten.
+    link = step_at(tmp_path, "A", 4)
+    link.path.symlink_to(step.path, target_is_directory=True)
+    assert commit.published(tmp_path) == [step]
+    with pytest.raises(FileExistsError):
+        commit.draft(link)
 
 
 def test_the_newest_valid_step_is_found(tmp_path: Path) -> None:
-    assert commit.newest(tmp_path) is None
-    fake_step(tmp_path, "A", 900)
-    older = fake_step(tmp_path, "B", 5)
-    newest = fake_step(tmp_path, "B", 10)
-    assert commit.newest(tmp_path) == commit.Step(path=newest, stage="B", number=10)
-    manifest = newest / commit.MANIFEST
-    good = manifest.read_text()
-    for damage in ("", "{", "[]", json.dumps({"format": 99, "files": {}}), '{"format": 1}'):
-        manifest.write_text(damage)
-        assert commit.newest(tmp_path) == commit.Step(path=older, stage="B", number=5), damage
-    manifest.write_text(good)
-    with (newest / "unit" / "weights.safetensors").open("ab") as file:
+    assert commit.newest(tmp_path) is None and commit.read_latest(tmp_path) is None
+    publish(tmp_path, "A", 900)
+    older, newest = publish(tmp_path, "B", 5), publish(tmp_path, "B", 10)
+    assert commit.newest(tmp_path) == newest
+    path = newest.path / manifest.FILE
+    good = path.read_text()
+    damages = ["", "{", "[]", json.dumps({"format": 99, "files": {}}), '{"format": 2}']
+    outside = json.loads(good)
+    outside["files"] = {"../../../etc/passwd": {"bytes": 1, "sha256": "", "tensors": {}}}
+    for damage in [*damages, json.dumps(outside)]:
+        path.write_text(damage)
+        assert commit.newest(tmp_path) == older, damage
+        assert commit.read_latest(tmp_path) is None, damage
+    path.write_text(good)
+    with (newest.path / "unit" / "data.json").open("ab") as file:
         file.write(b"x")
-    assert commit.newest(tmp_path) == commit.Step(path=older, stage="B", number=5)
+    assert commit.newest(tmp_path) == older
+    commit.repair_latest(tmp_path, older)
+    assert commit.read_latest(tmp_path) == older
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    folder = fake_step(tmp_path, "A", 1) / "unit"
-    (folder / "second_moments.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(ConfigError, match="second_moments.safetensors cannot be read"):
-        read_unit(folder)
+def test_only_steps_are_steps(tmp_path: Path) -> None:
+    step = publish(tmp_path, "A", 100_000_000)
+    stage = step.path.parent
+    (stage / "step-00000002").write_text("a file")
+    (stage / "step-2").mkdir()
+    (stage / "notes.txt").write_text("mine")
+    (stage / "step-00000003.tmp").mkdir()
+    assert commit.steps(tmp_path) == [step]
+    elsewhere = tmp_path / "elsewhere"
+    publish(elsewhere, "A", 1)
+    (tmp_path / "stageB").symlink_to(elsewhere / "stageA", target_is_directory=True)
+    assert commit.steps(tmp_path) == [step]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("stageB/step-00000007", 7),
+        ("runs/x/ckpt/stageB/step-00000007/", 7),
+        ("stageB/step-7", None),
+        ("stageC/step-00000007", None),
+        ("step-00000007", None),
+        ("", None),
+    ],
+)
+def test_a_step_is_named_by_its_last_two_folders(
+    name: str, number: int | None, tmp_path: Path
+) -> None:
+    expected = None if number is None else step_at(tmp_path, "B", number)
+    assert commit.step_named(tmp_path, name) == expected
+
+
+def test_leftovers_go_and_nothing_else(tmp_path: Path) -> None:
+    step = publish(tmp_path, "A", 1)
+    stage = step.path.parent
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / "data").write_text("keep")
+    (stage / "step-00000002.tmp").mkdir()
+    (stage / "step-00000003.old").mkdir()
+    (stage / "step-00000004.tmp").symlink_to(outside, target_is_directory=True)
+    (stage / "step-00000005.tmp").write_text("a file")
+    (stage / "step-00000006.damaged-1").mkdir()
+    (stage / "notes.tmp").mkdir()
+    assert [path.name[:13] for path in commit.clean(tmp_path)] == [
+        f"step-0000000{number}" for number in (2, 3, 4, 5)
+    ]
+    assert (outside / "data").read_text() == "keep"
+    kept = sorted(path.name for path in stage.iterdir())
+    assert kept == ["notes.tmp", "step-00000001", "step-00000006.damaged-1"]
+
+
+def test_a_step_that_is_set_aside_makes_way(tmp_path: Path) -> None:
+    for number in (1, 2):
+        step = publish(tmp_path, "A", 7)
+        assert commit.set_aside(step, "damaged").name == f"step-00000007.damaged-{number}"
+        assert commit.published(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "left"),
+    [
+        (0, 0, ["A2", "A4", "A6", "B2", "B4"]),
+        (1, 0, ["A4", "B4"]),
+        (2, 0, ["A4", "B2", "B4"]),
+        (1, 3, ["A4", "A6", "B4"]),
+        (9, 0, ["A2", "A4", "A6", "B2", "B4"]),
+    ],
+)
+def test_retention_keeps_the_last_the_best_and_every_nth(
+    keep_last: int, keep_every: int, left: list[str], tmp_path: Path
+) -> None:
+    found = [publish(tmp_path, stage, n) for stage, n in [*(("A", n) for n in (2, 4, 6))]]
+    found += [publish(tmp_path, "B", number) for number in (2, 4)]
+    best = found[1]
+    commit.retain(tmp_path, keep_last=keep_last, keep_every=keep_every, protected={best})
+    assert [f"{step.stage}{step.number}" for step in commit.published(tmp_path)] == left
+    assert not list(tmp_path.glob("stage*/*.old"))
+
+
+def test_a_step_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = [publish(tmp_path, "A", number) for number in (1, 2)]
+
+    def refuse(*paths: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(commit.os, "rename", refuse)
+    assert commit.retain(tmp_path, keep_last=1, keep_every=0, protected=()) == []
+    assert "could not be removed" in caplog.text
+    assert commit.published(tmp_path) == found
 
 
 @pytest.mark.parametrize(
@@ -95,6 +172,10 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         ("placement=colocated", True),
         ("decoders.llama.ranks=1", True),
         ("checkpoint.interval=7", True),
+        ("checkpoint.keep_last=7", True),
+        ("checkpoint.background=false", True),
+        ("checkpoint.on_error=continue", True),
+        ("checkpoint.root=elsewhere", False),
         ("diagnostics.log_interval=3", True),
         ("validation.interval=7", True),
         ("validation.patience=2", True),

@@ -14,6 +14,7 @@ from latentwire.data.loader import text_batch
 from latentwire.decoders.fingerprint import changed, fingerprint
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
+from latentwire.distributed.state_tensors import whole_tensor
 from latentwire.testing import run_distributed
 
 CPU = torch.device("cpu")
@@ -66,8 +67,7 @@ def trained_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[st
     for step in range(1, 4):
         trainer.step(stage.plan(step))
     state = job.units["adapter_qwen"].export_state()
-    assert state is not None
-    ups = {k: float(v.abs().max()) for k, v in state.weights.items() if ".up_" in k}
+    ups = {k: float(whole_tensor(v).abs().max()) for k, v in state.weights.items() if ".up_" in k}
     same = torch.equal(said, job.decoders["qwen"].answer_logits(text))
     differ = [n for n, d in job.decoders.items() if changed(before[n], fingerprint(d.model))]
     return {"ups": ups, "text unchanged": same, "changed": differ}

@@ -10,12 +10,12 @@ from conftest import small_overrides
 from torch import Tensor, nn
 
 from latentwire import config_file
-from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import newest
 from latentwire.config import OptimConfig
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.fsdp_backend import SCALES, FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.state_tensors import whole_tensor
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
 
@@ -59,12 +59,10 @@ def mixed_on_rank(rank: int, world_size: int) -> dict[str, Tensor]:
         unit.step({"adapter": 1e-2}, torch.tensor(0.5))
         unit.zero_grad()
         assert all(p.grad is None for p in unit.module.parameters())
-    whole = unit.export_state()
-    if whole is None:
-        return {"none": torch.zeros(1)}
-    assert whole.num_steps == 5
-    moments = {f"{key}.{n}": t for key, part in whole.moments.items() for n, t in part.items()}
-    return whole.weights | moments
+    state = unit.export_state()
+    assert state.num_steps == 5
+    moments = {f"{key}.{n}": t for key, part in state.moments.items() for n, t in part.items()}
+    return {name: whole_tensor(tensor) for name, tensor in (state.weights | moments).items()}
 
 
 def by_hand() -> tuple[dict[str, Tensor], Any]:
@@ -154,8 +152,7 @@ def test_moments_take_a_quarter(pair: Path, tmp_path: Path) -> None:
 
 
 def save(job: Job, folder: Path, step: int) -> None:
-    place = state.Place(stage="A", step=step, samples=0)
-    assert state.save(folder, place, job.units, {}, world=job.groups.world)
+    jobs.save_job(job, folder, step)
 
 
 def train(job: Job, first: int, last: int) -> None:
@@ -166,9 +163,7 @@ def train(job: Job, first: int, last: int) -> None:
 
 def restored(overrides: list[str], folder: Path, world_size: int) -> Job:
     job = jobs.make_job(config_file.load("smoke", overrides), world_size)
-    step = newest(folder)
-    assert step is not None
-    state.restore(step, job.units)
+    jobs.load_job(job, newest(folder))
     return job
 
 

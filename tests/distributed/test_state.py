@@ -9,9 +9,7 @@ import torch
 from conftest import small_overrides
 
 from latentwire import config_file
-from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import newest
-from latentwire.checkpointing.store import read_unit
 from latentwire.config import ConfigError
 from latentwire.distributed.assembly import Job
 from latentwire.testing import run_distributed
@@ -61,15 +59,12 @@ def train(job: Job, first: int, last: int) -> None:
 
 
 def save(job: Job, folder: Path, step: int) -> None:
-    place = state.Place(stage="A", step=step, samples=0)
-    assert state.save(folder, place, job.units, {}, world=job.groups.world)
+    jobs.save_job(job, folder, step)
 
 
 def restored(overrides: list[str], folder: Path, world_size: int) -> Job:
     job = jobs.make_job(config_file.load("smoke", overrides), world_size)
-    step = newest(folder)
-    assert step is not None
-    state.restore(step, job.units)
+    jobs.load_job(job, newest(folder))
     return job
 
 
@@ -136,22 +131,11 @@ def move_on_rank(rank: int, world_size: int, overrides: list[str], folder: str) 
     for name, more in jobs.BACKENDS.items():
         job = restored([*overrides, *more], Path(folder), world_size)
         now = jobs.exported(job)
-        loaded = {unit: read_unit(step.path / unit) for unit in job.units}
-        changed = [
-            f"{unit}.{part}.{key}"
-            for unit, whole in loaded.items()
-            for part in jobs.PARTS
-            for key, tensor in getattr(whole, part).items()
-            if f"{unit}.{part}.{key}" in now
-            and not torch.equal(tensor, now[f"{unit}.{part}.{key}"])
-        ]
+        loaded = jobs.stored(step.path)
+        changed = [k for k, t in loaded.items() if k in now and not torch.equal(t, now[k])]
         train(job, 3, 3)
         then = jobs.exported(job)
-        expected = {
-            f"{unit}.weights.{key}": tensor
-            for unit in job.units
-            for key, tensor in read_unit(after.path / unit).weights.items()
-        }
+        expected = {k: t for k, t in jobs.stored(after.path).items() if ".weights." in k}
         error = max(
             (float((then[key] - expected[key]).abs().max()) for key in expected if key in then),
             default=0.0,

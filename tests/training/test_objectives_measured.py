@@ -172,7 +172,6 @@ def resumed_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[st
     resumed.wire.train()
     for key, unit in resumed.units.items():
         state = broken.units[key].export_state()
-        assert state is not None
         unit.import_state(state)
     trainer = jobs.make_trainer(resumed)
     torch.rand(7)  # whatever else was drawn before

@@ -10,10 +10,8 @@ import pytest
 import torch
 from conftest import small_overrides
 from jsonschema import Draft202012Validator
-from safetensors.torch import load_file
 
 from latentwire import config_file
-from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import newest, published
 from latentwire.diagnostics.schema import load_schema
 from latentwire.distributed.assembly import assemble
@@ -45,9 +43,7 @@ def wire_gradient_on_rank(rank: int, world_size: int, overrides: list[str]) -> d
     plan = preflight(config, world_size=world_size)
     groups = ProcessGroups(plan.topology, device=torch.device("cpu"), timeout=60)
     job = assemble(config, groups)
-    step = newest(plan.checkpoint_folder)
-    assert step is not None
-    state.restore(step, job.units, with_optimizer=False)
+    jobs.load_job(job, newest(plan.checkpoint_folder), with_optimizer=False)
     examples = held_out(open_source_for(plan, "test"), seed=0, samples=12)
     return jobs.wire_reach(job, examples)
 
@@ -66,10 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
     steps = [(step.stage, step.number) for step in published(checkpoints)]
     assert steps == [("A", STEPS // 2), ("A", STEPS), ("B", 2)]
     rows, metrics = rows_of(run_folder), (run_folder / "metrics.json").read_text()
-    weights = {
-        path.relative_to(checkpoints): load_file(path)
-        for path in sorted(checkpoints.glob("stage*/step-*/*/*.safetensors"))
-    }
+    weights = {step.name: jobs.stored(step.path) for step in published(checkpoints)}
     # Gate 3: every objective reaches the wire, for every decoder, on every step.
     schema = Draft202012Validator(load_schema())
     for line in (run_folder / "diagnostics.jsonl").read_text().splitlines():
@@ -88,11 +81,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
     assert run_distributed(train_on_rank, 2, overrides) == ["finished", "finished"]
     assert rows_of(run_folder) == rows
     assert (run_folder / "metrics.json").read_text() == metrics
-    for path, expected in weights.items():
-        again = load_file(checkpoints / path)
+    for place, expected in weights.items():
+        again = jobs.stored(checkpoints / place)
         assert again.keys() == expected.keys()
         for name, tensor in expected.items():
-            assert torch.equal(again[name], tensor), f"{path}: {name}"
+            assert torch.equal(again[name], tensor), f"{place}: {name}"
 
     # Another backend reads the same checkpoint.
     for result in run_distributed(wire_gradient_on_rank, 1, [*overrides, "sharding.backend=fsdp"]):
@@ -111,12 +104,12 @@ def test_bf16_trains_over_fp32_master_weights(pair: Path, tmp_path: Path) -> Non
     assert run_distributed(train_on_rank, 2, overrides) == ["finished", "finished"]
     step = newest(tmp_path / "checkpoints" / "test")
     assert step is not None
-    saved = load_file(step.path / "encoder" / "weights.safetensors")
+    saved = {name: t for name, t in jobs.stored(step.path).items() if ".weights." in name}
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     # LoRA: only its own weights and the projection are trained and saved.
-    assert all("lora_" in name or "pooling" in name for name in saved)
-    adapter = load_file(step.path / "adapter_qwen" / "weights.safetensors")
-    fraction = adapter["adapter.expand.weight"].flatten()
+    encoder = [name for name in saved if name.startswith("encoder.")]
+    assert encoder and all("lora_" in name or "pooling" in name for name in encoder)
+    fraction = saved["adapter_qwen.weights.adapter.expand.weight"].flatten()
     assert not torch.equal(fraction, fraction.bfloat16().float()), "steps below bf16's precision"
 
 

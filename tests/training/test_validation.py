@@ -11,12 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import small_overrides
-from jobs import BACKENDS, exported, make_job, make_stage, make_trainer
-from safetensors.torch import load_file
+from jobs import BACKENDS, exported, load_job, make_job, make_stage, make_trainer, save_job, stored
 from torch import Tensor
 
 from latentwire import config_file
-from latentwire.checkpointing import state
 from latentwire.checkpointing.best import Standing
 from latentwire.checkpointing.commit import newest, published
 from latentwire.checkpointing.state import Place
@@ -79,12 +77,10 @@ def train_on_rank(
         assert job.wire.training
         if step == 1:
             place = Place(stage="A", step=1, samples=12, validation=validator.standing)
-            state.save(Path(folder), place, job.units, {}, world=job.groups.world)
+            save_job(job, Path(folder), 1, place=place)
     trained = {name: tensor.clone() for name, tensor in exported(job).items()}
     if job.config.validation.interval:
-        first = newest(Path(folder))
-        assert first is not None
-        state.restore(first, job.units, with_optimizer=False)
+        load_job(job, newest(Path(folder)), with_optimizer=False)
         validator.after_step("A", STEPS + 1, is_last=False)
     return trained
 
@@ -200,10 +196,7 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
 
     # Stage C reads the same examples here: it has the first validation's wire, not the last one's.
     assert latent_nll() == validated_nll(rows[0]) != validated_nll(rows[-1])
-    weights = {
-        path.relative_to(checkpoints): load_file(path)
-        for path in sorted(checkpoints.glob("stage*/step-*/*/*.safetensors"))
-    }
+    weights = {step.name: stored(step.path) for step in published(checkpoints)}
 
     def run_again_after_the_loss_of(*lost: Path) -> None:
         for path in lost:
@@ -212,10 +205,10 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
         assert read_rows(folder / "validation.jsonl") == rows
         assert metrics_file.read_text() == metrics
         assert json.loads((checkpoints / "best.json").read_text()) == best
-        for path, expected in weights.items():
-            again = load_file(checkpoints / path)
+        for place, expected in weights.items():
+            again = stored(checkpoints / place)
             for name, tensor in expected.items():
-                assert torch.equal(again[name], tensor), f"{path}: {name}"
+                assert torch.equal(again[name], tensor), f"{place}: {name}"
 
     log = folder / "pipeline.log"
     stage_b, early = checkpoints / "stageB", checkpoints / "stageA" / "step-00000003"

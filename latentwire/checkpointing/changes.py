@@ -1,0 +1,40 @@
+"""What a resumed run may set differently from the run that it continues."""
+
+from latentwire.config import Config, flatten
+
+_MAY_CHANGE = (
+    "placement",
+    "sharding.",
+    "checkpoint.interval",
+    "checkpoint.background",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "checkpoint.on_error",
+    "diagnostics.",
+    "distributed.",
+    "train.max_skipped",
+    # What a best checkpoint is, the samples and the metric, may not.
+    "validation.interval",
+    "validation.patience",
+)
+_MAY_CHANGE_OF_DECODER = (".ranks", ".share")
+
+
+def changed_keys(before: Config, now: Config) -> list[str]:
+    """Keys that differ although a resumed run may not change them, each with both values.
+
+    World size, placement, backend, intervals, patience and more steps may change.
+    """
+    old, new = flatten(before), flatten(now)
+    found = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        if old.get(key) == new.get(key) or key.startswith(_MAY_CHANGE):
+            continue
+        if key.startswith("decoders.") and key.endswith(_MAY_CHANGE_OF_DECODER):
+            continue
+        if key.startswith("train.stage_") and key.endswith((".steps", ".epochs")):
+            was, is_now = old.get(key), new.get(key)
+            if isinstance(was, int | float) and isinstance(is_now, int | float) and is_now > was:
+                continue
+        found.append(f"{key}: the run has '{old.get(key)}', the command '{new.get(key)}'")
+    return found

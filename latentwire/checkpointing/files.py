@@ -1,0 +1,41 @@
+"""Small files written so that they survive a crash, and read so that a damaged one is named."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON durably."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text durably."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_json(path: Path, value: Any) -> None:
+    """Writes JSON durably, and at once for whoever reads the file meanwhile."""
+    replace_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text durably, and at once for whoever reads the file meanwhile."""
+    fresh = path.with_suffix(".tmp")
+    write_text(fresh, text)
+    os.replace(fresh, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

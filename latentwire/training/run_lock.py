@@ -1,0 +1,77 @@
+"""One job at a time on a run: a lock that ends with the process that holds it."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from latentwire.config import ConfigError
+
+FILE = "run.lock"
+_WAIT_SECONDS = 5.0
+"""A job that was just killed may take a moment to end."""
+
+
+class RunLock:
+    """Holds a run's folders for this process while entered.
+
+    The lock is the system's (``flock``), so that no dead job holds it; the file's text only tells
+    people who does. On a file system that has no locks the run goes on without.
+
+    Args:
+        folders: are made if they are not there.
+
+    Raises:
+        ConfigError: on entering, when another process holds one of them.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._held = ExitStack()
+
+    def __enter__(self) -> "RunLock":
+        with ExitStack() as held:
+            for folder in self._folders:
+                held.enter_context(_locked(folder))
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+
+def _locked(folder: Path) -> IO[str]:
+    path = folder / FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"run.tag: {path} cannot be written: {error.strerror}"]) from None
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                return file
+            if time.monotonic() > deadline:
+                file.seek(0)
+                who = file.read().strip() or "it does not say which"
+                file.close()
+                raise ConfigError(
+                    [f"run.tag: another job has {folder} ({who}); wait for it, or stop it"]
+                ) from None
+            time.sleep(0.1)
+    file.truncate(0)
+    holder: dict[str, object] = {"host": socket.gethostname(), "pid": os.getpid()}
+    if job := os.environ.get("SLURM_JOB_ID"):
+        holder["slurm_job"] = job
+    file.write(json.dumps(holder) + "\n")
+    file.flush()
+    return file

@@ -1,0 +1,66 @@
+"""Two jobs on one run: the second is refused, and a dead one holds nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, small_overrides
+from launching import python, status
+
+from latentwire.config import ConfigError
+from latentwire.training import run_lock
+from latentwire.training.run_lock import RunLock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from latentwire.training.run_lock import RunLock
+with RunLock(*map(Path, sys.argv[1:])):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[str]:
+    """Another process that has the folder ``b``."""
+    monkeypatch.setattr(run_lock, "_WAIT_SECONDS", 0.2)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "b")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_another_job_is_named_and_a_killed_one_holds_nothing(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    folders = (tmp_path / "a", tmp_path / "b")
+    with pytest.raises(ConfigError, match=f"another job has .*b.*{holder.pid}"), RunLock(*folders):
+        pass
+    with RunLock(folders[0]):
+        pass  # the first was let go when the second was refused
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait(timeout=30)
+    with RunLock(*folders):
+        assert str(os.getpid()) in (folders[1] / run_lock.FILE).read_text()
+    with RunLock(*folders):
+        pass
+
+
+def test_a_second_trainer_is_refused_and_touches_nothing(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path)
+    folder = tmp_path / "runs" / "test"
+    with RunLock(folder, tmp_path / "checkpoints" / "test"):
+        found = python("-m", "latentwire.train", *overrides)
+        assert found.returncode == 2, found.stderr
+        assert "another job has" in found.stderr and str(os.getpid()) in found.stderr
+        assert sorted(path.name for path in folder.iterdir()) == [run_lock.FILE]
+    with pytest.raises(FileNotFoundError):
+        status(tmp_path)

@@ -1,0 +1,186 @@
+"""Where a run starts: what is damaged is put aside or refused, with names and a way on."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from latentwire.checkpointing import commit, manifest
+from latentwire.checkpointing.commit import Step, step_at
+from latentwire.checkpointing.manifest import Manifest, describe_file
+from latentwire.checkpointing.state import Place, place_tree
+from latentwire.config import ConfigError, DecoderConfig
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.topology import plan
+from latentwire.testing import run_distributed
+from latentwire.training.start import agreed_start
+
+TENSORS = "encoder/shard-00001-model-00001-of-00001.safetensors"
+
+
+def publish(root: Path, stage: str, number: int) -> Step:
+    """A step with one tensor file and its place."""
+    step = step_at(root, stage, number)
+    folder = commit.draft(step)
+    (folder / "encoder").mkdir()
+    save_file({"weight.a": torch.full((8,), float(number))}, folder / TENSORS)
+    place = Place(stage=stage, step=number, samples=12 * number)
+    (folder / "trainer.json").write_text(json.dumps(place_tree(place)))
+    files = {name: describe_file(folder / name) for name in (TENSORS, "trainer.json")}
+    written = Manifest(
+        stage=stage,
+        step=number,
+        units={"encoder": [0]},
+        optimizer_steps={"encoder": number},
+        decoders={},
+        versions={},
+        files=files,
+    )
+    commit.publish(step, folder, written)
+    return step
+
+
+def start_on_rank(
+    rank: int, world_size: int, root: str, wanted: str | None, mends: bool
+) -> dict[str, Any]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("latentwire").addHandler(handler)
+    logging.getLogger("latentwire").setLevel(logging.INFO)
+    layout = plan({"d": DecoderConfig(model="d")}, placement="auto", world_size=world_size)
+    world = ProcessGroups(layout, device=torch.device("cpu"), timeout=60).world
+    try:
+        found = agreed_start(Path(root), world, wanted=wanted, mends=mends)
+    except ConfigError as error:
+        return {"refused": str(error)}
+    at = None if found is None else [found[0].name, found[1].samples]
+    return {"at": at, "said": "\n".join(said)}
+
+
+def start(root: Path, *, wanted: str | None = None, mends: bool = True) -> dict[str, Any]:
+    """What both ranks of a world of two come to; rank 0's words."""
+    ranks = run_distributed(start_on_rank, 2, str(root), wanted, mends)
+    assert ranks[0].get("at") == ranks[1].get("at")
+    assert ranks[0].get("refused") == ranks[1].get("refused")
+    found: dict[str, Any] = ranks[0]
+    return found
+
+
+def flip(path: Path, offset: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change(path: Path) -> None:
+    text = path.read_text()
+    assert '"encoder": 2' in text
+    path.write_text(text.replace('"encoder": 2', '"encoder": 3'))
+
+
+DAMAGES = {
+    "a flipped byte": lambda step: flip(step.path / TENSORS),
+    "a truncated shard": lambda step: truncate(step.path / TENSORS),
+    "a lost file": lambda step: (step.path / "trainer.json").unlink(),
+    "a torn manifest": lambda step: tear(step.path / manifest.FILE),
+    "a changed manifest": lambda step: change(step.path / manifest.FILE),
+    "no manifest": lambda step: (step.path / manifest.FILE).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_step_is_put_aside_and_the_next_one_used(
+    damage: str, tmp_path: Path
+) -> None:
+    older, newest = publish(tmp_path, "A", 4), publish(tmp_path, "B", 2)
+    DAMAGES[damage](newest)
+    found = start(tmp_path)
+    assert found["at"] == [older.name, 48]
+    assert "stageB/step-00000002 IS DAMAGED" in found["said"]
+    assert f"GOING ON FROM {older.name}" in found["said"]
+    file = TENSORS if damage in ("a flipped byte", "a truncated shard") else ".json"
+    assert file in found["said"]
+    if damage == "a flipped byte":
+        assert "weight.a" in found["said"]
+    assert [path.name for path in (tmp_path / "stageB").iterdir()] == ["step-00000002.damaged-1"]
+    assert commit.read_latest(tmp_path) == older
+
+
+def test_without_a_run_there_is_nothing_to_start_from(tmp_path: Path) -> None:
+    assert start(tmp_path) == {"at": None, "said": ""}
+
+
+def test_an_evaluation_mends_nothing(tmp_path: Path) -> None:
+    older, newest = publish(tmp_path, "A", 4), publish(tmp_path, "B", 2)
+    flip(newest.path / TENSORS)
+    before = sorted(tmp_path.rglob("*"))
+    assert start(tmp_path, mends=False)["at"] == [older.name, 48]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_where_nothing_is_whole_the_run_does_not_start_over_by_itself(tmp_path: Path) -> None:
+    for number in (1, 2):
+        flip(publish(tmp_path, "A", number).path / TENSORS)
+    assert "--fresh --overwrite" in start(tmp_path)["refused"]
+    assert len(commit.steps(tmp_path)) == 2
+
+
+def test_an_unknown_format_is_refused_and_stays(tmp_path: Path) -> None:
+    publish(tmp_path, "A", 1)
+    newest = publish(tmp_path, "A", 2)
+    path = newest.path / manifest.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    refused = start(tmp_path)["refused"]
+    assert str(path) in refused and "the version that wrote it" in refused
+    assert newest.path.is_dir()
+
+
+def test_the_user_may_choose_an_older_step(tmp_path: Path) -> None:
+    for stage, number in (("A", 2), ("A", 4), ("B", 2)):
+        publish(tmp_path, stage, number)
+    found = start(tmp_path, wanted="checkpoints/x/stageA/step-00000002")
+    assert found["at"] == ["stageA/step-00000002", 24]
+    names = sorted(path.name for path in tmp_path.glob("stage*/*"))
+    assert names == [
+        "step-00000002",
+        "step-00000002.superseded-1",
+        "step-00000004.superseded-1",
+    ]
+    assert (tmp_path / "latest").read_text() == "stageA/step-00000002\n"
+
+
+def test_a_step_that_is_not_there_or_damaged_cannot_be_chosen(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        publish(tmp_path, "A", number)
+    refused = start(tmp_path, wanted="stageA/step-00000007")["refused"]
+    assert "there are stageA/step-00000003, stageA/step-00000002" in refused
+    flip(tmp_path / "stageA" / "step-00000002" / TENSORS)
+    refused = start(tmp_path, wanted="stageA/step-00000002")["refused"]
+    assert TENSORS in refused
+    assert "choose another step: stageA/step-00000003, stageA/step-00000001" in refused
+    assert len(commit.steps(tmp_path)) == 3
+
+
+def test_leftovers_and_strangers_do_not_matter(tmp_path: Path) -> None:
+    step = publish(tmp_path, "A", 1)
+    (tmp_path / "stageA" / "step-00000002.tmp" / "encoder").mkdir(parents=True)
+    (tmp_path / "stageA" / "step-00000009").symlink_to(step.path, target_is_directory=True)
+    (step.path / "stray.txt").write_text("mine")
+    found = start(tmp_path)
+    assert found["at"] == [step.name, 12]
+    assert "step-00000002.tmp" in found["said"] and "IS DAMAGED" not in found["said"]
+    assert not (tmp_path / "stageA" / "step-00000002.tmp").exists()
+    assert (step.path / "stray.txt").exists()

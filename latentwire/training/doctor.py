@@ -9,6 +9,7 @@ from latentwire.diagnostics.health import Health
 from latentwire.distributed.assembly import Job
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import Stage
+from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS
 
 
 class Doctor:
@@ -53,9 +54,9 @@ class Doctor:
         squares = step.gradient.part_squares
         found = {
             part
-            for unit in ("encoder", f"adapter_{decoder}")
-            for part, square in squares[unit].items()
-            if float(square) == 0
+            for unit, parts in (("encoder", SHARED_PARTS), (f"adapter_{decoder}", DECODER_PARTS))
+            for part in parts
+            if float(squares[unit][part]) == 0
         }
         # An untrained head has none.
         return found if step.plan.weights["gist"] > 0 else found - {"gist"}

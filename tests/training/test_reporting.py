@@ -48,6 +48,8 @@ def test_a_collapsed_wire_can_end_the_run(pair: Path, tmp_path: Path) -> None:
     assert {row["num_examples"] for row in health} == {7}
     assert "collapsed" in {row["state"] for row in health}
     assert health[0]["wire_rank"] == health[1]["wire_rank"] > 1
+    reasons = "; ".join(reason for row in health for reason in row["reasons"])
+    assert "no gradient reaches it" not in reasons
     assert {"update_ratio/encoder", "update_ratio/adapter"} <= set(health[0])
     assert [one["rank"] for one in health[0]["slowest_ranks"]] in ([0, 1], [1, 0], [0], [1])
     status = read_status(folder)

@@ -72,7 +72,7 @@ class RankStream:
         self._run = run
         self._settings = settings
         self._zero: _RankZero | None = None
-        self._reported = ""
+        self._was_slow = False
         world = groups.world
         where = None
         if world.rank == 0:
@@ -135,15 +135,13 @@ class RankStream:
         return own or self._sender.trouble
 
     def report(self) -> str:
-        """Logs a trouble that is new, or over; returns it."""
-        found = self.trouble()
-        if bool(found) != bool(self._reported):
-            if found:
-                log.warning("diagnostics: %s; training goes on", found)
-            else:
-                log.warning("diagnostics: rows are written again")
-        self._reported = found
-        return found
+        """The present trouble. A write that hangs is logged here, since its own thread cannot; the
+        threads log everything else themselves."""
+        is_slow = self._zero is not None and self._zero.writer.is_slow
+        if is_slow and not self._was_slow:
+            log.warning("diagnostics: %s; training goes on", self.trouble())
+        self._was_slow = is_slow
+        return self.trouble()
 
     def pace(self) -> dict[str, Any]:
         """Of rank 0: how long steps take the ranks, and which are the slowest. Running means of the

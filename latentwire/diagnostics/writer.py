@@ -81,9 +81,15 @@ class Writer:
     def trouble(self) -> str:
         """What is wrong with the file at present, or an empty string."""
         since = self._writing_since
-        if not self._error and since is not None and time.monotonic() - since > _SLOW:
+        if self.is_slow and since is not None:
             return f"writing to {self._path} has taken {time.monotonic() - since:.0f} s so far"
         return self._error
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether a write has hung for long."""
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > _SLOW
 
     def put(self, frames: Sequence[Frame]) -> None:
         """Takes frames over; never waits."""

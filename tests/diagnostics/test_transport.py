@@ -315,6 +315,21 @@ def test_strangers_are_sent_away(start: Callable[..., Job]) -> None:
     assert job.rows() == []
 
 
+@pytest.mark.parametrize(("local", "host"), [("2", "127.0.0.1"), ("1", "node-a")])
+def test_other_machines_are_listened_to_where_there_are_any(
+    local: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setenv("MASTER_ADDR", "node-a")
+    found, listener = listening(2)
+    assert found == host and listener is not None
+    with listener:
+        own, port = listener.getsockname()[:2]
+        assert own in (("127.0.0.1",) if local == "2" else ("::", "0.0.0.0"))
+        with socket.create_connection(("127.0.0.1", port), timeout=10):
+            pass
+
+
 def test_a_frame_survives_its_way() -> None:
     frame = Frame(
         seq=7, dropped=2, place=(1, 30, 0), rank=3, decoder="b", seconds=0.25, row=b'{"x": "\\t"}'

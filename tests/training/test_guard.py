@@ -233,6 +233,8 @@ def test_a_learning_rate_far_too_high_ends_with_a_message(pair: Path, tmp_path: 
     rows = [json.loads(line, parse_constant=_no_constant) for line in lines]
     assert [row["step"] for row in rows if row["skipped"]] == [2, 2, 3, 3, 4, 4]
     assert all("tf" in row["nonfinite"] for row in rows if row["skipped"])
+    assert all("on rank " in row["skip_reason"] for row in rows if row["skipped"])
+    assert not any("skip_reason" in row for row in rows if not row["skipped"])
 
 
 def _no_constant(name: str) -> Callable[..., Any]:

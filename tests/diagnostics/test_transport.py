@@ -146,12 +146,11 @@ def test_a_slow_rank_is_late_and_holds_nobody_up(start: Callable[..., Job]) -> N
     first, second = job.sender(0), job.sender(1)
     first.put([row(step, 0) for step in (1, 2)])
     assert first.flush(20), "the steps close without rank 1"
-    second.put([row(step, 1) for step in (1, 2, 3)])
-    first.put([row(3, 0)])
-    assert first.flush(20) and second.flush(20)
+    second.put([row(step, 1) for step in (1, 2)])
+    assert second.flush(20)
     rows = job.rows()
-    assert places(rows) == [(1, 0), (2, 0), (1, 1), (2, 1), (3, 0), (3, 1)]
-    assert [r.get("late", False) for r in rows] == [False, False, True, True, False, False]
+    assert places(rows) == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    assert [r.get("late", False) for r in rows] == [False, False, True, True]
 
 
 def test_a_dead_rank_is_not_waited_for(start: Callable[..., Job]) -> None:

@@ -203,7 +203,7 @@ def test_a_full_queue_drops_the_oldest_without_norms() -> None:
         sender.put([row(step, 0, norms=True)])
     kept = [waiting.row["step"] for waiting in sender._queue]
     assert kept == [6, 9, 10, 11], "with norms alone, the oldest goes"
-    assert "nobody there" in sender.trouble
+    until(lambda: "nobody there" in sender.trouble)
     assert not sender.close(0.1)
     assert sender.dropped == 11, "what never got through counts too"
 

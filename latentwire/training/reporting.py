@@ -11,6 +11,7 @@ from typing import Any
 
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.training.doctor import Doctor
+from latentwire.training.guard import NonFiniteError
 from latentwire.training.records import StepRecord
 from latentwire.training.run_folder import PROGRESS
 from latentwire.training.signals import StopRequest
@@ -43,7 +44,9 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        totals = self._stream.close(hurried=kind is not None)
+        # All ranks end together after too many skipped steps; otherwise some may be gone already.
+        together = kind is None or isinstance(error, NonFiniteError)
+        totals = self._stream.close(hurried=not together)
         if self._status is None or totals is None:
             return
         if kind is not None:

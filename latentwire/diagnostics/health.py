@@ -14,8 +14,9 @@ _LOST_SHARE = 0.1
 """A wire that has lost all but this of its best margin has collapsed."""
 _UPDATE = 0.3
 """A step that moves a part by so much of its weights' size tears it apart."""
-_GROWTH = 4.0
-"""Weights that have grown by more since the process started have run away."""
+_GROWTH, _GROWTH_STEPS = 4.0, 200
+"""Weights that grow by more in so many steps run away; slower growth, as of what starts near zero,
+is learning."""
 _RMS = 30.0
 """Times the embeddings' size, up from where the wire began, and down."""
 _TEACHER = 0.5
@@ -72,7 +73,7 @@ class Health:
         past = self._past.setdefault(decoder, _Past())
         past.first = past.first or {k: float(gauges[k]) for k in ("nll_right", "wire_rms_ratio")}
         margin = -float(gauges["right_minus_wrong"])
-        if exploding := _exploding(gauges, past):
+        if exploding := _exploding(gauges, past, steps):
             return Verdict(state="exploding", reasons=tuple(exploding))
         collapsed = _broken(gauges, unreached)
         is_warm = steps >= self._warmup
@@ -97,7 +98,7 @@ class Health:
         return Verdict(state="alive", reasons=())
 
 
-def _exploding(gauges: Mapping[str, Any], past: _Past) -> list[str]:
+def _exploding(gauges: Mapping[str, Any], past: _Past, steps: int) -> list[str]:
     found = [
         f"{key} is not finite"
         for key, value in sorted(gauges.items())
@@ -110,7 +111,7 @@ def _exploding(gauges: Mapping[str, Any], past: _Past) -> list[str]:
                 f"one step moves the {part} by {value:.2f} of its weights' size; lower its "
                 "learning rate"
             )
-        if key.startswith("weight_growth/") and value > _GROWTH:
+        if key.startswith("weight_growth/") and value > _GROWTH * max(1, steps / _GROWTH_STEPS):
             part = key.removeprefix("weight_growth/")
             found.append(
                 f"the {part}'s weights are {value:.1f} times as large as at the start; lower its "

@@ -74,6 +74,12 @@ def test_what_grows_explodes() -> None:
     assert judged({"wire_rms_ratio": 20.0}, {"wire_rms_ratio": 50.0})[-1].state == "alive"
 
 
+def test_what_grows_slowly_learns() -> None:
+    grown = {"weight_growth/deep_prefix": 8.0}
+    assert judged(grown, first_step=200)[-1].state == "exploding"
+    assert judged(grown, first_step=2000)[-1].state == "alive"
+
+
 def test_latents_that_are_all_alike_have_collapsed_when_warm() -> None:
     alike = {"wire_cosine": 0.9999, "wire_rank": 1.1}
     assert judged(alike)[-1].state == "alive"

@@ -20,11 +20,15 @@ class Outcome:
     code: int
 
 
-def stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
-    """A run that a signal has ended. All ranks must call."""
+def stopped(plan: Plan, groups: ProcessGroups, reason: str, *, why: str = "") -> Outcome:
+    """A run that was asked to end. All ranks must call.
+
+    Args:
+        why: in words; by a signal where none are given.
+    """
     code = 0 if reason == "preempted" else 1
     if groups.rank == 0:
         log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
+        write_status(plan.run_folder, state=reason, code=code, reason=why or "asked by a signal")
     barrier(groups.world)
     return Outcome(state=reason, code=code)

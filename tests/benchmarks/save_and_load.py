@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/save_and_load.py --parameters 500_000_000 --folder /scratch/new`` runs two
 ranks under FSDP2 and prints seconds and MB/s of: a save that training waits for, the stall of a
-background save, a load; torch's own distributed checkpoint; one plain safetensors file per rank. Each
-write is forced to the disk; reads come from the page cache; a plain load only maps its file.
+background save, a load; torch's own distributed checkpoint; one plain safetensors file per rank.
+Each write is forced to the disk; reads come from the page cache; a plain load only maps its file.
 """
 
 import argparse

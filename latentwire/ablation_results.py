@@ -79,7 +79,12 @@ def harvest(folder: Path, config: Config, *, row: str, digest: str) -> Result:
         name: {_named(arm, own): scores for arm, scores in decoder["arms"].items()}
         for name, decoder in metrics["decoders"].items()
     }
-    rows = [line for line in _lines(diagnostics_path(folder)) if not line["skipped"]]
+    rows = [
+        line
+        for line in _lines(diagnostics_path(folder))
+        # Files of before there were kinds hold steps only.
+        if line.get("kind", "step") == "step" and not line["skipped"]
+    ]
     asked, right = _by_document(_lines(folder / FILES["predictions"]), own)
     return Result(
         row=row,

@@ -14,8 +14,9 @@ _POSITIVE = (
     "adapter.hidden_mult adapter.init_scale gist.gist_len gist.hidden gist.heads "
     "objectives.k objectives.kd_temperature objectives.auto_interval optim.encoder_lr "
     "optim.adapter_lr optim.prefix_lr train.batch_size train.accumulation "
-    "diagnostics.log_interval eval.batch_size eval.max_new_tokens distributed.timeout "
-    "encoder.lora.alpha"
+    "diagnostics.log_interval diagnostics.queue_rows diagnostics.step_close_seconds "
+    "diagnostics.drain_seconds diagnostics.health_samples eval.batch_size eval.max_new_tokens "
+    "distributed.timeout encoder.lora.alpha"
 ).split() + [
     f"{stage}.{name}"
     for stage in _STAGES
@@ -27,7 +28,9 @@ _NOT_NEGATIVE = (
     "wire.refiner.layers encoder.max_tokens encoder.lora.rank adapter.deep_prefix_len "
     "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "
     "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "
-    "validation.patience diagnostics.grad_diag_interval eval.samples train.max_skipped"
+    "validation.patience diagnostics.grad_diag_interval diagnostics.health_interval eval.samples "
+    "diagnostics.health_warmup "
+    "train.max_skipped"
 ).split() + [
     *(f"objectives.{name}" for name in OBJECTIVES),
     *(
@@ -48,6 +51,8 @@ _FRACTION = "optim.min_lr objectives.first_hold".split() + [
         "latent_keep_end",
     )
 ]
+_PARTS = "encoder refiner adapter deep_prefix gist lora".split()
+"""As ``wire.parts`` names them."""
 _RATIOS = (*(f"{stage}.ratios" for stage in _STAGES), "eval.ratios")
 
 
@@ -88,6 +93,7 @@ def problems(config: Config) -> list[str]:
     found += _wire_problems(config)
     found += _decoder_problems(config)
     found += _objective_problems(config)
+    found += _diagnostics_problems(config)
     for slot in ("{context}", "{question}"):
         if config.data.template.count(slot) != 1:
             found.append(
@@ -220,6 +226,21 @@ def _objective_problems(config: Config) -> list[str]:
         )
     if len(set(sinks)) < len(sinks):
         found.append(f"diagnostics.sinks: {list(sinks)} must hold each sink once")
+    return found
+
+
+def _diagnostics_problems(config: Config) -> list[str]:
+    units, found = config.diagnostics.grad_diag_units, []
+    unknown = [name for name in units if name not in (*_PARTS, "none")]
+    if unknown:
+        found.append(
+            f"diagnostics.grad_diag_units: {', '.join(unknown)} is no trained part; there are "
+            f"{', '.join(_PARTS)}, and none for none of them"
+        )
+    elif "none" in units and len(units) > 1:
+        found.append(
+            "diagnostics.grad_diag_units: none stands alone; leave it out, or the other names"
+        )
     return found
 
 

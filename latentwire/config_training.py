@@ -203,6 +203,27 @@ class DiagnosticsConfig:
     grad_diag_components: tuple[str, ...] = ()
     """Objectives whose gradient norms are measured, whatever they cost; none given measures those
     that are trained or cost no further forward."""
+    grad_diag_units: tuple[str, ...] = ()
+    """Trained parts in which the objectives' gradient norms are measured too: ``encoder``,
+    ``refiner``, ``adapter``, ``deep_prefix``, ``gist``, ``lora``; none given measures all that are
+    there, ``none`` none. ``encoder`` and ``refiner`` cost the encoder's backward once more for each
+    decoder and objective."""
+    queue_rows: int = 4096
+    """Rows that wait on a rank to be written; of more, the oldest without gradient norms go first
+    and are counted in ``dropped``."""
+    step_close_seconds: float = 30.0
+    """A step's rows are written without those that have not come after so long."""
+    drain_seconds: float = 10.0
+    """How long the end of a run waits for rows to be written."""
+    health_interval: int = 100
+    """Steps between rows on the wire's health; 0 never."""
+    health_samples: int = 24
+    """Held-out examples that they are measured on, or a little more, so that ranks share them
+    evenly."""
+    health_warmup: int = 200
+    """Steps of a run after which a wire that reads no better than another text's has collapsed."""
+    stop_on_collapse: bool = False
+    """Whether a collapsed wire ends the run."""
     diagnostic_log: str | None = None
     """The stream's file; null is ``diagnostics.jsonl`` in the run's folder."""
     sinks: tuple[str, ...] = ()

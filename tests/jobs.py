@@ -110,7 +110,7 @@ def job_gradients(job: Job, step: StepPlan) -> dict[str, Tensor]:
 
         unit.step = keep  # type: ignore[method-assign]
     record = make_trainer(job).step(step)
-    return found | {"norm": record._norm.reshape(1)}
+    return found | {"norm": record.gradient.norm.reshape(1)}
 
 
 class SingleProcess:

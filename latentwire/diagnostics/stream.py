@@ -10,7 +10,8 @@ from typing import Any
 from latentwire.distributed.groups import Group
 from latentwire.distributed.messages import gather_json
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the rows; 2 has kinds of rows."""
 _STAGE_ORDER = {"A": 0, "B": 1}
 
 

@@ -1,6 +1,6 @@
 """The AdamW that every sharding backend steps: parameter groups, learning rates, one scale."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,20 +14,32 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """torch's names of the first and second moment."""
 
 
+def _whole(name: str) -> str:
+    return ""
+
+
 def parameter_groups(
-    groups: Mapping[str, NamedParameters], optim: OptimConfig
+    groups: Mapping[str, NamedParameters],
+    optim: OptimConfig,
+    part_of: Callable[[str], str] = _whole,
 ) -> list[dict[str, Any]]:
     """An optimizer's groups, from parameters by the learning rate they follow.
 
     Matrices decay, vectors do not.
+
+    Args:
+        part_of: the part of the unit that a parameter belongs to, by its name; no group mixes
+            parts, so that a backend which flattens groups can still tell them apart.
     """
     members = [
         {
             "name": name,
-            "params": [p for _, p in named if (p.ndim >= 2) == matrices],
+            "part": part,
+            "params": [p for key, p in named if (p.ndim >= 2) == matrices and part_of(key) == part],
             "weight_decay": optim.weight_decay if matrices else 0.0,
         }
         for name, named in groups.items()
+        for part in dict.fromkeys(part_of(key) for key, _ in named)
         for matrices in (True, False)
     ]
     return [group for group in members if group["params"]]
@@ -41,11 +53,17 @@ class ScaledAdamW:
 
     Args:
         groups: parameters by the learning rate they follow.
+        part_of: see ``parameter_groups``.
     """
 
-    def __init__(self, groups: Mapping[str, NamedParameters], optim: OptimConfig) -> None:
+    def __init__(
+        self,
+        groups: Mapping[str, NamedParameters],
+        optim: OptimConfig,
+        part_of: Callable[[str], str] = _whole,
+    ) -> None:
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(groups, optim),
+            parameter_groups(groups, optim, part_of),
             betas=(optim.beta1, optim.beta2),
             lr=0.0,
             fused=True,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
@@ -22,6 +22,7 @@ from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit, ShardingBackend
 from latentwire.wire.backbones import encoder_window
+from latentwire.wire.twin import Twin
 from latentwire.wire.unit import DecoderShape, Injection
 from latentwire.wire.wire import Wire, build_wire
 
@@ -43,6 +44,10 @@ class Job:
     wire: Wire
     units: dict[str, ShardedUnit]
     """The trained units this rank holds a shard of, by checkpoint name."""
+    twins: dict[str, Twin]
+    """Of each unit, the module without its sharding, for gradient queries."""
+    trained_parts: dict[str, tuple[str, ...]]
+    """Of each unit, the parts (``wire.parts``) that are trained, in their order."""
 
     @property
     def any_prompts(self) -> DecoderPrompts:
@@ -74,18 +79,31 @@ class Job:
                 ),
             )
 
-    def inject(self, decoder: str, latents: Tensor, batch: DecoderBatch) -> Injection:
+    def inject(
+        self,
+        decoder: str,
+        latents: Tensor,
+        batch: DecoderBatch,
+        *,
+        unit: nn.Module | None = None,
+    ) -> Injection:
         """What one decoder reads for the wires of its part of the batch.
 
         Args:
             latents: what ``latents`` returned for the global batch.
+            unit: in place of the decoder's own.
         """
         counts = torch.tensor(batch.counts, device=self.device)
         rows = torch.tensor(batch.texts, device=self.device)
         # The gradient that enters the exchange is averaged over the world, the loss over a group.
-        factor = self.groups.world.size / self.groups.decoder(decoder).size
+        factor = self.scale(decoder)
         longest = self.num_private + max(1, *batch.counts)
-        return self.wire.inject(decoder, scale_gradient(latents, factor)[rows, :longest], counts)
+        own = scale_gradient(latents, factor)[rows, :longest]
+        return self.wire.inject(decoder, own, counts, unit=unit)
+
+    def scale(self, decoder: str) -> float:
+        """What multiplies a gradient where it enters the exchange; see ``scale_gradient``."""
+        return self.groups.world.size / self.groups.decoder(decoder).size
 
     @property
     def num_private(self) -> int:
@@ -112,6 +130,10 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
     shapes = {name: d.shape(with_cache=with_cache) for name, d in decoders.items()}
     wire, tokenizer = _build(config, shapes, device)
     backend = _make_backend(config)
+    # Taken before sharding changes the modules.
+    twins = {"encoder": Twin(wire.shared)}
+    twins |= {f"adapter_{name}": Twin(wire.units[name]) for name in decoders}
+    trained_parts = {name: twin.trained_parts() for name, twin in twins.items()}
     units = {"encoder": backend.wrap("encoder", wire.shared, groups.world)}
     wire.shared = units["encoder"].module
     for name in decoders:
@@ -127,6 +149,8 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         tokenizer=tokenizer,
         wire=wire,
         units=units,
+        twins=twins,
+        trained_parts=trained_parts,
     )
 
 

@@ -9,7 +9,7 @@ at an engine's output: its hooks take every backward that enters it for a traini
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class ZeroUnit:
         self._group = group
         self._ranks = _DataParallel(group)
         self.num_parameters = sum(p.numel() for p in self._named.values())
-        self._adamw = ScaledAdamW(groups, optim)
+        self._adamw = ScaledAdamW(groups, optim, module.part_of)  # type: ignore[arg-type]
+        self._parts = [str(group["part"]) for group in self._adamw.optimizer.param_groups]
         deepspeed = start_deepspeed(group.mesh.device_type)
         # The engine rounds the weights to bf16 before it makes the master weights of them.
         unrounded = {n: p.detach().cpu().clone() for n, p in self._named.items()} if bf16 else {}
@@ -70,10 +71,31 @@ class ZeroUnit:
     def set_sync(self, enabled: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(enabled)
 
-    def local_grad_square(self) -> Tensor:
-        grads = [grad.float() for grad in self._zero.gradients()]
-        square = torch.stack(torch._foreach_norm(grads)).square().sum()
-        return square.to(self._engine.device)
+    def local_grad_squares(self) -> dict[str, Tensor]:
+        return {
+            part: torch.stack(torch._foreach_norm([g.float() for g in grads]))
+            .square()
+            .sum()
+            .to(self._engine.device)
+            for part, grads in self._by_part(self._zero.gradients()).items()
+        }
+
+    def local_weights(self) -> dict[str, list[Tensor]]:
+        return self._by_part([[flat.detach()] for flat in self._zero.masters()])
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
+        named = dict(self._engine.module.named_parameters())
+        with self._zero.whole(list(named.values())):
+            yield {name: parameter.detach() for name, parameter in named.items()}
+
+    def _by_part(self, tensors: Sequence[list[Tensor]]) -> dict[str, list[Tensor]]:
+        """What the optimizer holds, flat partition by flat partition, by part of the unit."""
+        by_part: dict[str, list[Tensor]] = {}
+        for index, own in enumerate(tensors):
+            if own:
+                by_part.setdefault(self._parts[self._zero.group_of(index)], []).extend(own)
+        return by_part
 
     def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
         self._adamw.prepare(rates, grad_scale)

@@ -28,10 +28,7 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        group: Group = ctx.group
-        own = grad.new_empty(grad.shape[0] // group.size, *grad.shape[1:])
-        _reduce_scatter(own, grad.contiguous(), group=group.handle)
-        return own, None
+        return sum_to_owners(grad, ctx.group), None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -58,6 +55,16 @@ def exchange(latents: Tensor, world: Group) -> Tensor:
         return latents
     gathered: Tensor = _Exchange.apply(latents, world)
     return gathered
+
+
+def sum_to_owners(gradient: Tensor, world: Group) -> Tensor:
+    """What the exchange's own backward does, for a gradient query: every rank's gradient at all
+    latents [world size * rows, ...] to the sum at this rank's own [rows, ...]. All must call."""
+    if world.size == 1:
+        return gradient
+    own = gradient.new_empty(gradient.shape[0] // world.size, *gradient.shape[1:])
+    _reduce_scatter(own, gradient.contiguous(), group=world.handle)
+    return own
 
 
 def scale_gradient(value: Tensor, factor: float) -> Tensor:

@@ -1,10 +1,12 @@
 """FSDP2: weights, gradients and AdamW state sharded parameter by parameter."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from latentwire.config import OptimConfig
 from latentwire.distributed.adamw import (
@@ -70,18 +72,43 @@ class FsdpUnit:
         self._named = {name: p for members in groups.values() for name, p in members}
         self.num_parameters = sum(p.numel() for p in self._named.values())
         kind = ScaledAdamW8bit if optim.optimizer == "adamw8bit" else ShardedAdamW
+        self._part_of: Callable[[str], str] = module.part_of  # type: ignore[assignment]
+        self._bf16 = bf16
         self._adamw: ScaledAdamW8bit | ShardedAdamW = kind(groups, optim)
 
     def set_sync(self, enabled: bool) -> None:
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(enabled)
 
-    def local_grad_square(self) -> Tensor:
-        grads = [local(p.grad).float() for p in self._named.values() if p.grad is not None]
-        if not grads:
-            device = next(self.module.parameters()).device
-            return torch.zeros((), device=device)
-        return torch.stack(torch._foreach_norm(grads)).square().sum()
+    def local_grad_squares(self) -> dict[str, Tensor]:
+        by_part: dict[str, list[Tensor]] = {}
+        for name, parameter in self._named.items():
+            if parameter.grad is not None:
+                by_part.setdefault(self._part_of(name), []).append(local(parameter.grad).float())
+        return {
+            part: torch.stack(torch._foreach_norm(grads)).square().sum()
+            for part, grads in by_part.items()
+        }
+
+    def local_weights(self) -> dict[str, list[Tensor]]:
+        by_part: dict[str, list[Tensor]] = {}
+        for name, parameter in self._named.items():
+            by_part.setdefault(self._part_of(name), []).append(local(parameter).detach())
+        return by_part
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
+        # A forward without a backward leaves whole weights in the module; these are the shards'.
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        whole = {}
+        for name, parameter in self.module.named_parameters():
+            tensor = parameter.detach()
+            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            is_rounded = self._bf16 and tensor.is_floating_point()
+            whole[name] = tensor.to(torch.bfloat16) if is_rounded else tensor
+        yield whole
 
     def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
         self._adamw.prepare(rates, grad_scale)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import ShardedUnit
+from latentwire.wire.parts import PARTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +18,10 @@ class GlobalGradient:
 
     norm: Tensor
     """Norm over every unit on every group, each shard counted once."""
-    squares: Tensor
-    """Squared norm of each unit, in the order of ``Job.unit_names``."""
+    squares: dict[str, Tensor]
+    """Squared norm by unit, as ``Job.unit_names`` has them."""
+    part_squares: dict[str, dict[str, Tensor]]
+    """The same by unit and part of it; a part that the unit does not have has 0."""
     is_finite: bool
     """Whether every loss and every gradient of every rank is finite."""
 
@@ -35,18 +38,26 @@ def global_gradient(
 
     One SUM over the world; SUM keeps a NaN, which MAX on gloo can lose.
     """
-    totals = torch.zeros(len(names) + 1, device=loss.device)
+    totals = torch.zeros(len(names) * len(PARTS) + 1, device=loss.device)
     for index, name in enumerate(names):
         if name in units:
-            totals[index] = units[name].local_grad_square()
+            for part, square in units[name].local_grad_squares().items():
+                totals[index * len(PARTS) + PARTS.index(part)] = square
     totals[-1] = (~torch.isfinite(loss)).float()
     if world.size > 1:
         dist.all_reduce(totals, group=world.handle)
-    squares = totals[:-1]
-    norm = squares.sum().sqrt()
+    table = totals[:-1].view(len(names), len(PARTS))
+    norm = table.sum().sqrt()
     # The trainer reads no other value of a step on the host; whether it happens depends on this.
     is_finite = bool(torch.isfinite(norm) & (totals[-1] == 0))
-    return GlobalGradient(norm=norm, squares=squares, is_finite=is_finite)
+    return GlobalGradient(
+        norm=norm,
+        squares=dict(zip(names, table.sum(1), strict=True)),
+        part_squares={
+            name: dict(zip(PARTS, row, strict=True)) for name, row in zip(names, table, strict=True)
+        },
+        is_finite=is_finite,
+    )
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:

@@ -1,6 +1,7 @@
 """The seam between the trainer and what shards its weights and optimizer state."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,8 +46,16 @@ class ShardedUnit(Protocol):
     def set_sync(self, enabled: bool) -> None:
         """Whether the next backward reduces gradients (only the last micro-batch needs to)."""
 
-    def local_grad_square(self) -> Tensor:
-        """This rank's part of the squared gradient norm; the parts of all ranks add up to it."""
+    def local_grad_squares(self) -> dict[str, Tensor]:
+        """This rank's share of the squared gradient norm, by part of the unit (``part_of``); the
+        shares of all ranks add up to it."""
+
+    def local_weights(self) -> dict[str, list[Tensor]]:
+        """This rank's share of the fp32 master weights, by part of the unit; not copies."""
+
+    def whole_weights(self) -> AbstractContextManager[dict[str, Tensor]]:
+        """Every parameter whole, frozen ones too, as the forward computes with them. All members
+        must enter and leave; the tensors hold only between the two."""
 
     def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
         """One optimizer step with learning rates by parameter group; gradients are scaled first."""

@@ -5,6 +5,8 @@ drop it, and its public ways to write its state leave the weights of the forward
 optimizer it may choose keeps these things elsewhere; here is one class for each.
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +19,15 @@ class ZeroOptimizer(Protocol):
     def masters(self) -> list[Tensor]:
         """This rank's flat partitions of the fp32 master weights."""
 
-    def gradients(self) -> list[Tensor]:
-        """This rank's part of the reduced gradient, between backward and step."""
+    def group_of(self, index: int) -> int:
+        """The optimizer's parameter group of a flat partition."""
+
+    def gradients(self) -> list[list[Tensor]]:
+        """This rank's part of the reduced gradient of each flat partition, between backward and
+        step."""
+
+    def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Within it, parameters are whole. All members must enter and leave."""
 
     def drop_gradients(self) -> None:
         """Forgets the gradient in every buffer, as if no backward had run since the last step."""
@@ -48,10 +57,16 @@ def inside(optimizer: Any) -> ZeroOptimizer:
 
 
 class _Fragments:
-    """Stages 1 and 2: parameters are fragments of flat partitions."""
+    """Stages 1 and 2: parameters are fragments of flat partitions, one a parameter group."""
 
     def __init__(self, optimizer: Any) -> None:
         self._zero = optimizer
+
+    def group_of(self, index: int) -> int:
+        return index
+
+    def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def link_moments(self) -> None:
         # The library does it once, after the step of the first parameter group, when the others
@@ -75,10 +90,10 @@ class _Stage1And2(_Fragments):
     def masters(self) -> list[Tensor]:
         return list(self._zero.single_partition_of_fp32_groups)
 
-    def gradients(self) -> list[Tensor]:
+    def gradients(self) -> list[list[Tensor]]:
         if self._zero.cpu_offload:
             return _offloaded_gradients(self.masters())
-        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
+        return _averaged(self._zero.averaged_gradients, len(self.masters()))
 
     def drop_gradients(self) -> None:
         from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
@@ -103,8 +118,8 @@ class _Stage1Bf16(_Fragments):
     def masters(self) -> list[Tensor]:
         return list(self._zero.fp32_groups_flat_partition)
 
-    def gradients(self) -> list[Tensor]:
-        return list(self._zero.fp32_groups_gradient_flat_partition)
+    def gradients(self) -> list[list[Tensor]]:
+        return [[flat] for flat in self._zero.fp32_groups_gradient_flat_partition]
 
     def drop_gradients(self) -> None:
         self._zero.zero_grad()
@@ -119,10 +134,19 @@ class _Stage3:
     def masters(self) -> list[Tensor]:
         return list(self._zero.fp32_partitioned_groups_flat)
 
-    def gradients(self) -> list[Tensor]:
+    def group_of(self, index: int) -> int:
+        return int(self._zero.sub_group_to_group_id[index])
+
+    def gradients(self) -> list[list[Tensor]]:
         if self._zero.offload_optimizer:
             return _offloaded_gradients(self.masters())
-        return [grad for grads in self._zero.averaged_gradients.values() for grad in grads]
+        return _averaged(self._zero.averaged_gradients, len(self.masters()))
+
+    def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        gathered: AbstractContextManager[Any] = GatheredParameters(parameters)
+        return gathered
 
     def drop_gradients(self) -> None:
         self._zero.zero_grad()
@@ -154,9 +178,13 @@ class _Stage3:
             self._zero.persistent_parameters[0].all_gather(self._zero.persistent_parameters)
 
 
-def _offloaded_gradients(masters: list[Tensor]) -> list[Tensor]:
+def _averaged(gradients: Mapping[int, list[Tensor] | None], number: int) -> list[list[Tensor]]:
+    return [list(gradients.get(index) or ()) for index in range(number)]
+
+
+def _offloaded_gradients(masters: list[Tensor]) -> list[list[Tensor]]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # the copies to the CPU are asynchronous
     grads = [master.grad for master in masters]
     assert all(grad is not None for grad in grads)
-    return [grad for grad in grads if grad is not None]
+    return [[grad] for grad in grads if grad is not None]

@@ -76,8 +76,7 @@ def blame(job: Job, plan: StepPlan, record: StepRecord, gradient: GlobalGradient
     objectives = _agreed(job, _bad_gradients(job, plan))
     if objectives:
         return [f"gradient of {where}" for where in objectives]
-    finite = torch.isfinite(gradient.squares).tolist()
-    units = [name for name, good in zip(job.unit_names, finite, strict=True) if not good]
+    units = [name for name, square in gradient.squares.items() if not torch.isfinite(square)]
     return [f"gradient inside {name}" for name in units] or ["the gradient's norm overflows"]
 
 

@@ -44,6 +44,24 @@ def draw_validation(config: Config) -> list[Example]:
     )
 
 
+def draw_health(config: Config) -> list[Example]:
+    """The examples on which the wire's health is measured; none where it is not.
+
+    Raises:
+        ConfigError: they are all about one document.
+    """
+    diagnostics = config.diagnostics
+    if not diagnostics.health_interval:
+        return []
+    return _draw(
+        config,
+        "diagnostics.health_samples",
+        diagnostics.health_samples,
+        "validation",
+        "the wrong wire that the right one is compared with",
+    )
+
+
 def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> list[Example]:
     examples = held_out(open_split(config, split), seed=config.run.seed, samples=samples)
     if len({example.context for example in examples}) < 2:
@@ -63,7 +81,8 @@ def held_out_problems(config: Config, *, evaluation: bool) -> list[str]:
         evaluation: nothing is trained, so nothing is validated.
     """
     found = []
-    for draw in (draw_evaluation,) if evaluation else (draw_validation, draw_evaluation):
+    draws = (draw_evaluation,)
+    for draw in draws if evaluation else (draw_validation, draw_health, *draws):
         try:
             draw(config)
         except ConfigError as error:

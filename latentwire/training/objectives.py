@@ -45,7 +45,9 @@ class Measured:
     num_tokens: int
     """Supervised tokens of this part."""
     wire: Injection
-    """What the decoder read; gradient queries end at its ``ends``."""
+    """What the decoder read; gradient queries end at its ``outputs``."""
+    own: DecoderBatch
+    """The part it was measured on."""
 
 
 def wanted(config: Config, *, with_norms: bool) -> set[str]:
@@ -112,7 +114,9 @@ def measure(
         others["continuation"] = part.continuation
     sums |= {key: take() for key, take in others.items() if key in names}
     right = tokens.num_first_right(said.logits.detach(), prompt.targets, prompt.target_place)
-    return Measured(sums=sums, first_right=right, num_tokens=len(prompt.targets), wire=wire)
+    return Measured(
+        sums=sums, first_right=right, num_tokens=len(prompt.targets), wire=wire, own=own
+    )
 
 
 def _distilled(

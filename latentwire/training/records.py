@@ -1,6 +1,10 @@
 """What one step measured, and the diagnostics rows made of it at log steps."""
 
-from collections.abc import Mapping
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,12 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from latentwire.config import OBJECTIVES
-from latentwire.diagnostics.gradients import objective_norms
+from latentwire.data.loader import GlobalBatch
+from latentwire.diagnostics.gauges import UpdateProbe
+from latentwire.diagnostics.gradients import norm_at, objective_gradients
+from latentwire.diagnostics.pullback import MicroBatch, Norms, RandomState, Reading, part_norms
 from latentwire.distributed.assembly import Job
+from latentwire.distributed.gradients import GlobalGradient
 from latentwire.training.objectives import Measured, wanted
 from latentwire.training.stages import StepPlan
+from latentwire.wire.parts import PARTS
 
 _REDUCED = (*OBJECTIVES, "first_acc")
+NO_PARTS = "none"
+"""Of ``diagnostics.grad_diag_units``: norms at the wire's ends only."""
 
 
 class StepRecord:
@@ -35,14 +46,20 @@ class StepRecord:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
         """Postfix of the progress bar, at log steps."""
+        self.seconds = {"data": 0.0, "save": 0.0}
+        """Spent on preparing batches, and on saving since the row before."""
+        self.skip_reason = ""
+        """Why the step was skipped: objective, decoder and rank."""
         self._job = job
         self._plan = plan
         self._counts = counts
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
+        is_diagnosed = bool(interval) and plan.step % interval == 0
         # On these steps every objective is measured, whatever its weight.
         self._balancing = balancing
-        self.with_norms = balancing or (bool(interval) and plan.step % interval == 0)
+        self.with_norms = balancing or is_diagnosed
+        self._parts = _parts_wanted(job) if is_diagnosed else ()
         self.names = wanted(job.config, with_norms=self.with_norms)
         """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
@@ -51,13 +68,47 @@ class StepRecord:
         self._sums: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._squares: dict[str, dict[str, Tensor]] = {name: {} for name in job.decoders}
         self._num_tokens = dict.fromkeys(job.decoders, 0)
-        self._norm = torch.zeros(())
-        self._seconds = 0.0
+        self._kept: list[MicroBatch] = []
+        self._norms: Norms = {}
+        self._gradient: GlobalGradient | None = None
+        self._factor = torch.ones(())
+        self._step_seconds = 0.0
         self._skipped = False
+        health = diagnostics.health_interval
+        self.is_health_due = bool(health) and plan.step % health == 0
+        """Whether the wire's health is measured after this step."""
+        self.updates: dict[str, dict[str, tuple[float, float]]] = {}
+        """How far the step moved this rank's share of each part, where its health is due."""
 
-    def add(self, name: str, measured: Measured) -> dict[str, Tensor]:
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Adds the time spent within it to ``seconds``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[what] += time.perf_counter() - start
+
+    def begin(self, batch: GlobalBatch) -> None:
+        """A micro-batch starts: called before its encoder's forward."""
+        if self._parts:
+            self._kept.append(MicroBatch(batch=batch, random=RandomState(self._job.device)))
+
+    def before(self) -> RandomState | None:
+        """What ``add`` wants to know of the time before the decoder's unit runs."""
+        return RandomState(self._job.device) if self._parts else None
+
+    def add(
+        self,
+        name: str,
+        measured: Measured,
+        latents: Tensor | None = None,
+        before: RandomState | None = None,
+    ) -> dict[str, Tensor]:
         """Takes one micro-batch of one decoder; returns its objectives, normalised over the
-        whole global batch."""
+        whole global batch.
+
+        Args:
+            latents: what the decoder's unit read.
+        """
         counts = self._counts[name]
         normalised = {key: value / max(1, counts[key]) for key, value in measured.sums.items()}
         sums = self._sums[name]
@@ -67,18 +118,60 @@ class StepRecord:
         sums["first_acc"] = sums.get("first_acc", 0) + right
         self._num_tokens[name] += measured.num_tokens
         if self.with_norms:
-            squares = self._squares[name]
             components = self._job.config.diagnostics.grad_diag_components
             named = components if components and not self._balancing else normalised
             asked = {key: value for key, value in normalised.items() if key in named}
-            for key, value in objective_norms(asked, measured.wire.ends).items():
-                squares[key] = squares.get(key, 0) + value.square()
+            gradients = objective_gradients(asked, measured.wire)
+            squares, num_ends = self._squares[name], len(measured.wire.ends)
+            for key, found in gradients.items():
+                norm = norm_at(found[:num_ends])
+                square = torch.zeros((), device=self._job.device) if norm is None else norm.square()
+                squares[key] = squares.get(key, 0) + square
+            if before is not None and latents is not None:
+                self._kept[-1].readings[name] = Reading(
+                    own=measured.own, latents=latents, gradients=gradients, random=before
+                )
         return normalised
 
-    def finish(self, norm: Tensor, *, skipped: bool, seconds: float) -> None:
-        """Takes the step's global gradient norm, whether it was skipped, and its duration."""
-        self._norm, self._skipped, self._seconds = norm, skipped, seconds
+    def pull_back(self) -> None:
+        """Takes the norms in the trained parts, where they are due. All ranks must call, between
+        the step's backward and its optimizer."""
+        if self._kept:
+            asked = [key for key in OBJECTIVES if key in next(iter(self._squares.values()))]
+            self._norms = part_norms(self._job, self._kept, asked, self._parts)
+            self._kept = []
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """The optimizer moves within it."""
+        probe = UpdateProbe(self._job.units) if self.is_health_due else None
+        yield
+        if probe is not None:
+            self.updates = probe.squares()
+
+    @property
+    def plan(self) -> StepPlan:
+        """What the step did."""
+        return self._plan
+
+    def finish(
+        self, gradient: GlobalGradient, factor: Tensor, *, skipped: bool, seconds: float
+    ) -> None:
+        """Takes the step's global gradient, what clipping multiplied it by, whether the step was
+        skipped, and its duration."""
+        self._gradient, self._factor = gradient, factor
+        self._skipped, self._step_seconds = skipped, seconds
         self.is_logged = self.is_logged or skipped
+
+    @property
+    def gradient(self) -> GlobalGradient:
+        """The step's global gradient, before clipping."""
+        assert self._gradient is not None
+        return self._gradient
+
+    @property
+    def examples_per_second(self) -> float:
+        return len(self._plan.examples) / self._step_seconds
 
     def grad_squares(self) -> dict[str, float]:
         """Squared gradient norms by objective, over the decoders this rank hosts."""
@@ -97,25 +190,47 @@ class StepRecord:
                 found[name] = sorted(bad)
         return found
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per hosted decoder. Reduces over groups: all ranks call, at log steps only."""
-        return [self._row(name) for name in self._job.decoders]
+    def reduced(self) -> dict[str, dict[str, float]]:
+        """Every decoder's values over the whole global batch, by decoder, on every rank. All ranks
+        must call, at log steps only."""
+        names = [spec.decoder for spec in self._job.groups.topology.groups]
+        table = torch.zeros(len(names), len(_REDUCED), dtype=torch.float64)
+        for name, sums in self._sums.items():
+            for key, value in sums.items():
+                table[names.index(name), _REDUCED.index(key)] = float(value)
+        world = self._job.groups.world
+        if world.size > 1:
+            dist.all_reduce(table, group=world.bookkeeping)
+        return {
+            name: dict(zip(_REDUCED, values, strict=True))
+            for name, values in zip(names, table.tolist(), strict=True)
+        }
 
-    def _row(self, name: str) -> dict[str, Any]:
+    def rows(
+        self, reduced: Mapping[str, Mapping[str, float]] | None = None
+    ) -> list[dict[str, Any]]:
+        """One row per hosted decoder, at log steps.
+
+        Args:
+            reduced: what ``reduced`` returned; None calls it, so all ranks must call.
+        """
+        reduced = self.reduced() if reduced is None else reduced
+        memory = _peak_memory(self._job.device)
+        return [self._row(name, reduced[name], memory) for name in self._job.decoders]
+
+    def _row(self, name: str, values: Mapping[str, float], memory: int) -> dict[str, Any]:
         job, sums = self._job, self._sums[name]
-        local = {key: float(value) for key, value in sums.items()}
-        reduced = torch.tensor([local.get(key, 0.0) for key in _REDUCED], dtype=torch.float64)
-        dist.all_reduce(reduced, group=job.groups.decoder(name).bookkeeping)
-        values = dict(zip(_REDUCED, reduced.tolist(), strict=True))
         own_tokens = self._num_tokens[name]
-        row = {
+        row: dict[str, Any] = {
             "stage": self.stage,
             "step": self.step,
             "rank": job.groups.rank,
             "decoder": name,
             "mode": self._plan.mode,
             **{key: values[key] if key in sums else None for key in _REDUCED},
-            "tf_local": local["tf"] * self._counts[name]["tf"] / max(1, own_tokens),
+            **{f"{key}_part": float(value) for key, value in sums.items()},
+            "tf_local": float(sums["tf"]) * self._counts[name]["tf"] / max(1, own_tokens),
+            "num_tokens": self._counts[name]["tf"],
             "num_tokens_local": own_tokens,
             "keep_prob": self._plan.draws.keep_prob,
             "text_share": self._plan.draws.text_share,
@@ -123,11 +238,47 @@ class StepRecord:
         }
         for key, square in self._squares[name].items():
             row[f"grad_{key}"] = float(square.sqrt())
-        return row | {
-            "grad_norm": float(self._norm),
+        for key, norms in self._norms.get(name, {}).items():
+            row |= {f"grad_{key}/{part}": float(norm) for part, norm in norms.items()}
+        row |= self._reduced_norms(name)
+        row |= {
             "skipped": self._skipped,
             **{f"weight_{k}": w for k, w in self._plan.weights.items() if w > 0},
             **{f"lr_{group}": rate for group, rate in self._plan.rates.items()},
             "num_examples": len(self._plan.examples),
-            "sec_per_step": round(self._seconds, 6),
+            "sec_per_step": round(self._step_seconds, 6),
+            "step_seconds": round(self._step_seconds, 6),
+            **{f"{what}_seconds": round(spent, 6) for what, spent in self.seconds.items()},
+            "peak_memory_bytes": memory,
         }
+        return row | ({"skip_reason": self.skip_reason} if self.skip_reason else {})
+
+    def _reduced_norms(self, name: str) -> dict[str, float]:
+        """The whole gradient's norms, before and after clipping, over all of it and by part."""
+        assert self._gradient is not None
+        factor = float(self._factor)
+        norms = {"": float(self._gradient.norm)}
+        for unit in ("encoder", f"adapter_{name}"):
+            squares = self._gradient.part_squares[unit]
+            there = self._job.trained_parts[unit]
+            norms |= {f"/{part}": float(squares[part]) ** 0.5 for part in there}
+        before = {f"grad_norm{part}": norm for part, norm in norms.items()}
+        return before | {f"grad_norm_clipped{part}": norm * factor for part, norm in norms.items()}
+
+
+def _parts_wanted(job: Job) -> Sequence[str]:
+    asked = job.config.diagnostics.grad_diag_units
+    if asked == (NO_PARTS,):
+        return ()
+    return asked or PARTS
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Of the device since the row before; on a CPU the process's largest so far."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    # Kibibytes, but on macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

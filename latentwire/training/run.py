@@ -17,6 +17,7 @@ from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
+from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
@@ -26,13 +27,19 @@ from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume
+from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
-from latentwire.training.held_out import draw_evaluation, draw_validation, num_shared_documents
+from latentwire.training.held_out import (
+    draw_evaluation,
+    draw_health,
+    draw_validation,
+    num_shared_documents,
+)
 from latentwire.training.identity import identities, identity_problems
 from latentwire.training.preflight import Plan
-from latentwire.training.records import StepRecord
+from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
-from latentwire.training.run_folder import PROGRESS, log_to, prepare
+from latentwire.training.run_folder import log_to, prepare
 from latentwire.training.saving import open_writer, place_at, unit_groups
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import (
@@ -48,7 +55,6 @@ from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
-progress = logging.getLogger(PROGRESS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +104,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         with open_writer(plan, job, stop, decoders=decoders) as writer:
             reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
-            return _stopped(plan, groups, reason)
+            return _stopped(plan, groups, reason, why=stop.reason)
         frozen.verify()
         checkpoint = _load_chosen(plan, job, validator)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -250,13 +256,23 @@ def _train_stages(
     writer: CheckpointWriter,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
-    stream = _open_stream(plan, job.groups, plan.diagnostics, place)
     if job.groups.rank == 0:
         lengths = {stage.name: stage.num_steps for stage in stages}
         write_status(plan.run_folder, state="running", num_steps=lengths)
-    # Outside of whatever writes the stream, so that the last rows are handed on too.
-    with _feed(plan, job.groups):
-        return _train_with(plan, job, stages, place, validator, stop, writer, stream)
+    stream = RankStream(
+        plan.diagnostics,
+        run=plan.config.run.tag,
+        groups=job.groups,
+        settings=plan.config.diagnostics,
+        after=(place.stage, place.step) if place else ("A", 0),
+    )
+    doctor = Doctor(job, draw_health(plan.config), stages=stages)
+    # The feed ends behind what writes the stream, so that the last rows are handed on too.
+    with (
+        _feed(plan, job.groups),
+        Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter,
+    ):
+        return _train_with(plan, job, stages, place, validator, stop, writer, reporter)
 
 
 def _train_with(
@@ -267,28 +283,16 @@ def _train_with(
     validator: Validator,
     stop: StopRequest,
     writer: CheckpointWriter,
-    stream: DiagnosticsStream,
+    reporter: Reporter,
 ) -> str:
     def save(stage: str, step: int) -> None:
+        # Rows up to a step that a run may go on from are in the file by then.
+        reporter.flush()
         writer.save(place_at(stages, stage, step, trainer, validator))
-
-    def record(step: StepRecord) -> None:
-        if not step.is_logged:
-            return
-        rows = stream.write(step.rows())
-        if rows is not None:
-            step.progress = _progress(rows)
-            progress.info(
-                "stage %s step %d: %s",
-                step.stage,
-                step.step,
-                ", ".join(f"{key} {value}" for key, value in step.progress.items()),
-            )
-            write_status(plan.run_folder, state="running", stage=step.stage, step=step.step)
 
     trainer = Trainer(
         job,
-        record=record,
+        record=reporter.record,
         save=save,
         validate=validator.after_step,
         num_skipped=place.num_skipped if place else 0,
@@ -312,23 +316,13 @@ def _train_with(
     return ""
 
 
-def _progress(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
-    first = {row["decoder"]: row for row in reversed(rows)}
-    values = {f"tf/{name}": _number(row["tf"], 3) for name, row in sorted(first.items())}
-    values |= {f"acc/{name}": _number(row["first_acc"], 2) for name, row in sorted(first.items())}
-    seconds = max(row["sec_per_step"] for row in rows)
-    return values | {"ex/s": f"{rows[0]['num_examples'] / seconds:.0f}"}
-
-
-def _number(value: float | None, digits: int) -> str:
-    # A row holds null for what is not finite.
-    return "not finite" if value is None else f"{value:.{digits}f}"
-
-
-def _stopped(plan: Plan, groups: ProcessGroups, reason: str) -> Outcome:
+def _stopped(
+    plan: Plan, groups: ProcessGroups, reason: str, *, why: str = "asked by a signal"
+) -> Outcome:
+    why = why or "asked by a signal"
     code = 0 if reason == "preempted" else 1
     if groups.rank == 0:
         log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason="asked by a signal")
+        write_status(plan.run_folder, state=reason, code=code, reason=why)
     barrier(groups.world)
     return Outcome(state=reason, code=code)

@@ -25,6 +25,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._wanted = ""
+        self.reason = ""
+        """Why, where it was not a signal."""
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -43,6 +45,16 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._wanted = self._wanted or _MEANING[signal.Signals(number)]
+
+    def ask(self, meaning: str, reason: str) -> None:
+        """Asks the run to stop by itself; every rank must.
+
+        Args:
+            meaning: ``preempted`` or ``stopped``.
+            reason: for the status.
+        """
+        self._wanted = self._wanted or meaning
+        self.reason = self.reason or reason
 
     def cannot_save(self) -> None:
         """Asks for a stop because a checkpoint could not be saved."""

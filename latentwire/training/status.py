@@ -20,19 +20,26 @@ def write_status(
     step: int | None = None,
     num_steps: Mapping[str, int] | None = None,
     diagnostics: Path | None = None,
+    stream: Mapping[str, Any] | None = None,
+    trouble: str = "",
+    health: Mapping[str, str] | None = None,
 ) -> None:
-    """Replaces the status atomically; ``stage``, ``step``, ``num_steps`` and the path of the
-    diagnostics stay as they were when not given.
+    """Replaces the status atomically; ``stage``, ``step``, ``num_steps``, ``stream``, ``health``
+    and the path of the diagnostics stay as they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
         code: the worker's exit code, None while it runs.
         num_steps: how long each stage will be.
+        stream: what the diagnostics came to: rows written, dropped, late.
+        health: state of each decoder's wire.
+        trouble: what keeps diagnostics from being written at present.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "status.json"
     before = read_status(folder)
     files = {name: str(folder / file) for name, file in FILES.items()}
+    diagnosed = {**(before.get("diagnostics") or {}), **(stream or {}), "trouble": trouble}
     files["diagnostics"] = str(diagnostics or diagnostics_path(folder))
     status: dict[str, Any] = {
         "state": state,
@@ -42,6 +49,8 @@ def write_status(
         "num_steps": before.get("num_steps") if num_steps is None else dict(num_steps),
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "diagnostics": diagnosed,
+        "health": dict(health) if health is not None else before.get("health") or {},
         "files": files,
     }
     fresh = path.with_suffix(".tmp")

@@ -77,13 +77,20 @@ class Trainer:
         self._job.wire.train()
         quiet = True if world.rank else None
         shown: dict[str, str] = {}
+        saving = 0.0
         steps = range(done + 1, stage.num_steps + 1)
         bar = tqdm(
             steps, desc=f"stage {stage.name}", initial=done, total=stage.num_steps, disable=quiet
         )
         for step in bar:
-            record = self.step(stage.plan(step))
+            start = time.perf_counter()
+            plan = stage.plan(step)
+            drawn = time.perf_counter() - start
+            record = self.step(plan)
+            record.seconds["data"] += drawn
+            record.seconds["save"] = saving
             self._record(record)
+            saving = 0.0 if record.is_logged else saving
             is_last = step == stage.num_steps
             verdict = self._validate(stage.name, step, is_last=is_last)
             if record.progress or verdict.progress:
@@ -94,7 +101,9 @@ class Trainer:
             interval = config.checkpoint.interval
             is_due = is_last or (interval and step % interval == 0)
             if is_due or verdict.is_best or verdict.ends_stage or reason or exhausted:
+                start = time.perf_counter()
                 self._save(stage.name, step)
+                saving += time.perf_counter() - start
             if exhausted:
                 raise NonFiniteError(exhausted)
             if reason or verdict.ends_stage:
@@ -110,7 +119,10 @@ class Trainer:
         torch.manual_seed(plan.dropout_seed(job.groups.rank))
         balancing = self.auto_weights.is_due(plan)
         configured, plan = plan, self.auto_weights.applied(plan)
-        record = StepRecord(job, plan, counts=self._counts(plan), balancing=balancing)
+        counting = time.perf_counter()
+        counts = self._counts(plan)
+        record = StepRecord(job, plan, counts=counts, balancing=balancing)
+        record.seconds["data"] += time.perf_counter() - counting
         loss = torch.zeros((), device=job.device)
         micro_batches = plan.micro_batches(job.config.train.accumulation)
         for number, examples in enumerate(micro_batches, start=1):
@@ -119,34 +131,44 @@ class Trainer:
             part = self._forward(plan, record, examples)
             part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
+        record.pull_back()
         gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
+        factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
         if gradient.is_finite:
-            factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
-            for unit in job.units.values():
-                unit.step(plan.rates, factor)
+            with record.updating():
+                for unit in job.units.values():
+                    unit.step(plan.rates, factor)
             self.guard.passed()
         else:
             self.guard.skipped(plan, record, gradient)
+            record.skip_reason = self.guard.reason
         for unit in job.units.values():
             unit.zero_grad()
         if balancing:
             self.auto_weights.update(configured, record)
         record.finish(
-            gradient.norm, skipped=not gradient.is_finite, seconds=time.perf_counter() - start
+            gradient,
+            factor,
+            skipped=not gradient.is_finite,
+            seconds=time.perf_counter() - start,
         )
         return record
 
     def _forward(self, plan: StepPlan, record: StepRecord, examples: Sequence[Example]) -> Tensor:
         """The loss of a micro-batch: every hosted decoder reads its part."""
         job, config = self._job, self._job.config
-        batch = global_batch(examples, job.any_prompts, draws=plan.draws)
+        with record.timed("data"):
+            batch = global_batch(examples, job.any_prompts, draws=plan.draws)
+            parts = list(job.parts(batch))
+        record.begin(batch)
         self.num_tokens += sum(len(job.tokenizer.ids(text)) for text in batch.texts)
         latents = job.latents(batch)
         losses = []
-        for name, own in job.parts(batch):
+        for name, own in parts:
+            before = record.before()
             wire = job.inject(name, latents, own)
             measured = measure(job, name, batch, own, wire, names=record.names, k=plan.k)
-            normalised = record.add(name, measured)
+            normalised = record.add(name, measured, latents, before)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.
             losses.append(job.groups.decoder(name).size * loss)

@@ -13,6 +13,7 @@ from latentwire.wire.backbones import NamedParameters, named_trainable
 from latentwire.wire.deep_prefix import CacheShape, DeepPrefix
 from latentwire.wire.gist import GistHead
 from latentwire.wire.lora import LoraUpdates, Updates
+from latentwire.wire.parts import part_of_decoder
 from latentwire.wire.pooling import QueryPooling
 
 
@@ -49,15 +50,24 @@ class Injection:
     def apart(self) -> "Injection":
         """The same, as views: a gradient query that stops at them stays clear of the hooks that
         sharding hangs on a unit's own outputs."""
-        names = ("vectors", "added", "gist")
+        names = ("vectors", "added", "gist", "gist_scale")
         parts = {name: getattr(self, name) for name in names}
         views = {name: part.view_as(part) for name, part in parts.items() if part is not None}
-        return replace(self, **views)
+        lora = {
+            name: (down.view_as(down), up.view_as(up)) for name, (down, up) in self.lora.items()
+        }
+        return replace(self, lora=lora, **views)
 
     @property
     def ends(self) -> list[Tensor]:
         """Where the objectives' gradients enter the wire: what the decoder reads, and the gist."""
         return [part for part in (self.vectors, self.added, self.gist) if part is not None]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Everything the unit hands on: the ends, and then what does not come of the wire."""
+        scale = [] if self.gist_scale is None else [self.gist_scale]
+        return [*self.ends, *scale, *(part for update in self.lora.values() for part in update)]
 
 
 class DecoderUnit(nn.Module):
@@ -163,6 +173,10 @@ class DecoderUnit(nn.Module):
         """[rows, number, hidden_size]: what stands where only the deep prefix differs."""
         assert self.filler is not None
         return self.filler.expand(rows, number, -1)
+
+    def part_of(self, name: str) -> str:
+        """The part (``wire.parts``) that a parameter belongs to."""
+        return part_of_decoder(name)
 
     def parameter_groups(self) -> dict[str, NamedParameters]:
         groups: dict[str, NamedParameters] = {"adapter": [], "prefix": []}

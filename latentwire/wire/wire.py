@@ -16,6 +16,7 @@ from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTexts
 from latentwire.wire.backbones import NamedParameters
 from latentwire.wire.encoder import Encoder
+from latentwire.wire.parts import part_of_shared
 from latentwire.wire.unit import DecoderShape, DecoderUnit, Injection
 
 
@@ -31,6 +32,10 @@ class SharedUnit(nn.Module):
         latents: Tensor = self.encoder(texts)
         # Sharding hooks hang on the output tensor, which a view would share with its base.
         return latents.clone()
+
+    def part_of(self, name: str) -> str:
+        """The part (``wire.parts``) that a parameter belongs to."""
+        return part_of_shared(name)
 
     def parameter_groups(self) -> dict[str, NamedParameters]:
         return {
@@ -68,19 +73,23 @@ class Wire(nn.Module):
         latents: Tensor = self.shared(texts)
         return latents
 
-    def inject(self, decoder: str, latents: Tensor, counts: Tensor) -> Injection:
+    def inject(
+        self, decoder: str, latents: Tensor, counts: Tensor, *, unit: nn.Module | None = None
+    ) -> Injection:
         """What one decoder reads.
 
         Args:
             latents: as ``encode`` makes them.
             counts: [rows] shared latents of each row.
+            unit: in place of the decoder's own.
         """
         each, first = self._private_len, self._decoders.index(decoder) * self._private_len
         own = latents[:, first : first + each]
         shared = latents[:, each * len(self._decoders) :]
         if each:
             shared = torch.cat([own, shared], dim=1)
-        return Injection(**self.units[decoder](shared, counts + each))
+        unit = self.units[decoder] if unit is None else unit
+        return Injection(**unit(shared, counts + each))
 
 
 def build_wire(

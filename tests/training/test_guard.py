@@ -180,8 +180,8 @@ def reason_inside(config: Config, world_size: int) -> str:
     job = jobs.make_job(config, world_size)
     real = job.inject
 
-    def inject(name: str, *arguments: Any) -> Injection:
-        wire = real(name, *arguments)
+    def inject(name: str, *arguments: Any, **options: Any) -> Injection:
+        wire = real(name, *arguments, **options)
         if wire.vectors.requires_grad and name == "qwen":
             wire.vectors.register_hook(lambda grad: grad * float("inf"))
         return wire
@@ -233,6 +233,8 @@ def test_a_learning_rate_far_too_high_ends_with_a_message(pair: Path, tmp_path: 
     rows = [json.loads(line, parse_constant=_no_constant) for line in lines]
     assert [row["step"] for row in rows if row["skipped"]] == [2, 2, 3, 3, 4, 4]
     assert all("tf" in row["nonfinite"] for row in rows if row["skipped"])
+    assert all("on rank " in row["skip_reason"] for row in rows if row["skipped"])
+    assert not any("skip_reason" in row for row in rows if not row["skipped"])
 
 
 def _no_constant(name: str) -> Callable[..., Any]:

@@ -9,9 +9,11 @@ import jobs
 import pytest
 import torch
 from conftest import small_overrides
+from jsonschema import Draft202012Validator
 
 from latentwire import config_file
 from latentwire.checkpointing.commit import newest, published
+from latentwire.diagnostics.schema import load_schema
 from latentwire.distributed.assembly import assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.evaluation.runner import held_out
@@ -30,7 +32,8 @@ def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "diagnostics.jsonl").read_text().splitlines()
-    keep_out = ("time", "sec_per_step")
+    keep_out = ("time", "sec_per_step", "step_seconds", "data_seconds", "save_seconds")
+    keep_out += ("peak_memory_bytes",)
     return [{k: v for k, v in json.loads(line).items() if k not in keep_out} for line in lines]
 
 
@@ -61,6 +64,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
     rows, metrics = rows_of(run_folder), (run_folder / "metrics.json").read_text()
     weights = {step.name: jobs.stored(step.path) for step in published(checkpoints)}
     # Gate 3: every objective reaches the wire, for every decoder, on every step.
+    schema = Draft202012Validator(load_schema())
+    for line in (run_folder / "diagnostics.jsonl").read_text().splitlines():
+        schema.validate(json.loads(line))
     for row in rows:
         for name in ("tf", "first", "kce", "kd", "span"):
             assert row[f"grad_{name}"] > 0, (name, row)

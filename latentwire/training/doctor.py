@@ -1,0 +1,70 @@
+"""Examines the wire while it trains: gauges at intervals, judged, as rows for the stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from latentwire.data.example import Example
+from latentwire.diagnostics.gauges import measure, weight_squares
+from latentwire.diagnostics.health import Health
+from latentwire.distributed.assembly import Job
+from latentwire.training.records import StepRecord
+from latentwire.training.stages import Stage
+from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS
+
+
+class Doctor:
+    """Examines one run on one rank; all ranks examine in step.
+
+    Args:
+        examples: held out, the same on every rank; may be empty with interval 0.
+        stages: of the run, in order.
+    """
+
+    def __init__(self, job: Job, examples: Sequence[Example], *, stages: Sequence[Stage]) -> None:
+        self.rank = job.groups.rank
+        self.stops_on_collapse = job.config.diagnostics.stop_on_collapse
+        self._job = job
+        self._examples = examples
+        self._lengths = {stage.name: stage.num_steps for stage in stages}
+        self._start = weight_squares(job.units) if examples else {}
+        self._health = Health(warmup=job.config.diagnostics.health_warmup)
+
+    def examine(self, step: StepRecord) -> list[dict[str, Any]]:
+        """A row of gauges for each decoder of the job, the same on every rank. All must call."""
+        plan = step.plan
+        number = self._job.config.diagnostics.health_samples
+        trained = plan.examples[:number]
+        found = measure(self._job, self._examples, trained, step.updates, self._start)
+        rows = []
+        for decoder, gauges in found.items():
+            verdict = self._health.judge(
+                decoder,
+                gauges,
+                steps=self._steps(step.stage, step.step),
+                unreached=self._unreached(step, decoder),
+            )
+            row = {"stage": step.stage, "step": step.step, "rank": 0, "decoder": decoder}
+            row |= {"state": verdict.state, "reasons": list(verdict.reasons), **gauges}
+            rows.append(row)
+        return rows
+
+    @staticmethod
+    def _unreached(step: StepRecord, decoder: str) -> set[str]:
+        """Parts without a gradient that should have one."""
+        squares = step.gradient.part_squares
+        found = {
+            part
+            for unit, parts in (("encoder", SHARED_PARTS), (f"adapter_{decoder}", DECODER_PARTS))
+            for part in parts
+            if float(squares[unit][part]) == 0
+        }
+        # An untrained head has none.
+        return found if step.plan.weights["gist"] > 0 else found - {"gist"}
+
+    def _steps(self, stage: str, step: int) -> int:
+        before = 0
+        for name, length in self._lengths.items():
+            if name == stage:
+                break
+            before += length
+        return before + step

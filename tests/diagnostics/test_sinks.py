@@ -143,7 +143,7 @@ def test_tensorboard_has_every_value(tmp_path: Path) -> None:
         assert [s.step for s in scalars] == [5, 10, 15, 20]
         assert [s.value for s in scalars] == pytest.approx([r["tf"] for r in rows])
         assert [s.step for s in events.Scalars("grad_tf/two/rank3")] == [10, 20]
-        assert [s.step for s in events.Scalars("health/diversity/two")] == [20]
+        assert [s.step for s in events.Scalars("health/prediction_diversity/two")] == [20]
 
 
 @pytest.mark.slow
@@ -151,24 +151,24 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Two attempts of one run: written on the disk under one id, nothing sent."""
     pytest.importorskip("wandb")
     script = (
-        "import json, sys; from pathlib import Path\n"
-        "from latentwire.diagnostics.sinks import open_sinks\n"
-        "rows = json.loads(sys.stdin.read())\n"
-        "with open_sinks(['wandb'], Path(sys.argv[1]), run='r', config={'a': 1}) as opened:\n"
-        "    opened.write(rows)\n"
-        "    assert opened.names == ['wandb']\n"
+        "import sys; from pathlib import Path\n"
+        "from latentwire.diagnostics.sinks import Feed, open_sinks\n"
+        "folder = Path(sys.argv[1]); path = folder / 'diagnostics.jsonl'\n"
+        "path.write_text('')\n"
+        "def opened(): return open_sinks(['wandb'], folder, run='r', config={'a': 1})\n"
+        "with Feed(path, opened, patience=150): path.write_text(sys.stdin.read())\n"
     )
     monkeypatch.setenv("WANDB_MODE", "offline")
     for _ in range(2):
         result = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path)],
-            input=json.dumps(ROWS),
+            input="".join(json.dumps(row) + "\n" for row in ROWS),
             capture_output=True,
             text=True,
             timeout=200,
         )
         assert result.returncode == 0, result.stderr
-        assert "is off" not in result.stderr
+        assert "diagnostics.sinks" not in result.stderr
     identity = (tmp_path / "wandb_id").read_text().strip()
     files = list((tmp_path / "wandb").glob(f"offline-run-*/run-{identity}.wandb"))
     assert files

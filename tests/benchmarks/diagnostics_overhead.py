@@ -1,6 +1,6 @@
 """What diagnostics cost a training step: paired runs on the embedded pair, in a world of two.
 
-    python tests/benchmarks/diagnostics_overhead.py [--steps 25] [--repeats 4]
+    python tests/benchmarks/diagnostics_overhead.py [--steps 25] [--repeats 4] [--only rows ...]
 
 One job trains the same steps again and again, each time with other diagnostics, in turn, so that
 whatever else the machine does meets all of them alike. A setting's cost is the median over the
@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -45,7 +46,13 @@ def settings(steps: int) -> dict[str, dict[str, Any]]:
 
 
 def on_rank(
-    rank: int, world_size: int, overrides: list[str], steps: int, repeats: int, folder: str
+    rank: int,
+    world_size: int,
+    overrides: list[str],
+    steps: int,
+    repeats: int,
+    folder: str,
+    only: list[str],
 ) -> dict[str, list[float]]:
     """Seconds of ``steps`` steps by setting, one for each repeat."""
     import torch
@@ -55,13 +62,16 @@ def on_rank(
     groups = ProcessGroups(topology, device=torch.device("cpu"), timeout=600)
     job = assemble(config, groups)
     stage = _stage(config)
-    found: dict[str, list[float]] = {name: [] for name in settings(steps)}
+    chosen = {k: v for k, v in settings(steps).items() if not only or k in ("off", *only)}
+    found: dict[str, list[float]] = {name: [] for name in chosen}
     _seconds(job, config, stage, 3, folder)
     for _ in range(repeats):
-        for name, diagnostics in settings(steps).items():
+        for name, diagnostics in chosen.items():
             changed = dataclasses.replace(config.diagnostics, **diagnostics)
             own = dataclasses.replace(config, diagnostics=changed)
             found[name].append(_seconds(job, own, stage, steps, folder))
+            if rank == 0:
+                print(f"{name}: {found[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -100,6 +110,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--backend", default="fsdp", choices=["fsdp", "deepspeed"])
+    parser.add_argument("--only", nargs="*", default=[], choices=list(settings(1)))
     options = parser.parse_args()
     root = Path(__file__).parents[2] / "checkpoints" / "tiny"
     overrides = [
@@ -114,7 +125,14 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         seconds, *_ = run_distributed(
-            on_rank, 2, overrides, options.steps, options.repeats, folder, timeout=3000
+            on_rank,
+            2,
+            overrides,
+            options.steps,
+            options.repeats,
+            folder,
+            options.only,
+            timeout=3000,
         )
     pairs = {
         name: [one / off - 1 for one, off in zip(each, seconds["off"], strict=True)]

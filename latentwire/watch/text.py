@@ -43,7 +43,9 @@ def sparkline(
     heights = [_height(value, is_log=is_log) for value in shares]
     finite = [height for height in heights if math.isfinite(height)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    span = high - low
+    # What hardly moves is drawn flat: its last digits say nothing.
+    still = 1e-3 if is_log else 1e-3 * max(abs(low), abs(high))
+    span = high - low if high - low > still else 0.0
     line = ""
     for value, height in zip(shares, heights, strict=True):
         if not math.isfinite(value):

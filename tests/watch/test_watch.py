@@ -259,6 +259,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ([], {}, ""),
         ([1.0, 1.0], {}, "▅▅"),
+        ([1.0, 1.0001], {}, "▅▅"),
+        ([1.0, 1.0001], {"is_log": True}, "▅▅"),
         ([0.0, 1.0, math.nan, math.inf], {}, "▁█xx"),
         ([0.0, 1.0, 10.0, 100.0], {"is_log": True}, "▁▁▅█"),
         ([0, 5, 1, 1], {"width": 2}, "█▁"),

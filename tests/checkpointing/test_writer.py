@@ -210,6 +210,24 @@ def permission_on_rank(rank: int, world_size: int, root: str) -> dict[str, Any]:
     return {"said": ""}
 
 
+def refused_on_rank(rank: int, world_size: int, root: str) -> dict[str, Any]:
+    writer, unit, world = open_writer(root, world_size, background=False)
+
+    def refuse(step: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(step.path))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SaveError) as caught:
+        patch.setattr(commit, "draft", refuse)
+        writer.save(at(1))
+    return {"said": str(caught.value), "errno": caught.value.errno}
+
+
+def test_a_refused_file_system_call_is_every_ranks_word(tmp_path: Path) -> None:
+    for found in run_distributed(refused_on_rank, 2, str(tmp_path)):
+        assert found["errno"] == errno.EACCES
+        assert "rank 0: Permission denied" in found["said"] and "step-00000001" in found["said"]
+
+
 def test_keys_say_what_they_hold() -> None:
     tensors = {"weight.encoder.w": torch.ones(1), "exp_avg.encoder.w": torch.zeros(1)}
     found = to_state(tensors, num_steps=3)

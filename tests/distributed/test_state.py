@@ -109,7 +109,9 @@ def resume_on_rank(
 
 
 def test_a_resume_is_bitwise_on_every_backend(pair: Path, tmp_path: Path) -> None:
-    overrides = small_overrides(pair, tmp_path, "train.stage_a.steps=4", "encoder.lora.rank=4")
+    overrides = small_overrides(
+        pair, tmp_path, "train.stage_a.steps=4", "encoder.lora.rank=4", "adapter.dropout=0.1"
+    )
     for rank in run_distributed(resume_on_rank, 2, overrides, str(tmp_path)):
         assert rank == {name: [] for name in EVERY}
 

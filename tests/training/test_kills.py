@@ -48,6 +48,9 @@ def kill_and_check(overrides: list[str], root: Path, *, seed: int, number: int) 
     log = root / "last.log"
     process = processes.start(*overrides, log=log)
     assert processes.wait_for(lambda: killing.resumed(log), seconds=120), log.read_text()
+    # A request to stop that comes in the middle of a save.
+    saving = processes.wait_for(lambda: any(checkpoints.glob("stage*/*.tmp")), seconds=60)
+    assert saving, log.read_text()
     os.kill(process.pid, signal.SIGTERM)
     process.wait(timeout=120)
     assert status(root)["state"] == "preempted", log.read_text()

@@ -1,0 +1,77 @@
+"""A run goes on with the decoders that it was trained with, and with no others."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_overrides
+from safetensors.torch import load_file, save_file
+
+from latentwire import config_file
+from latentwire.checkpointing.commit import newest
+from latentwire.checkpointing.manifest import read_manifest
+from latentwire.config import ConfigError
+from latentwire.distributed.sharding import UnitState, check_fits
+from latentwire.testing import run_distributed
+from latentwire.training import run
+from latentwire.training.identity import identity_problems
+from latentwire.training.preflight import preflight
+
+
+def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:
+    config = config_file.load("smoke", overrides)
+    try:
+        return {"state": run.train(preflight(config, world_size=world_size)).state}
+    except ConfigError as error:
+        return {"refused": error.problems}
+
+
+def test_a_changed_decoder_is_refused_by_name_and_nothing_is_lost(
+    pair: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "pair"
+    shutil.copytree(pair, own)
+    short = ("train.stage_a.steps=2", "train.stage_b.steps=0")
+    assert run_distributed(train_on_rank, 1, small_overrides(own, tmp_path, *short)) == [
+        {"state": "finished"}
+    ]
+    step = newest(tmp_path / "checkpoints" / "test")
+    assert step is not None
+    known = read_manifest(step.path).decoders
+    assert known["qwen"]["model"] == str(own / "qwen")
+    assert all(len(known[name]["weights"]) == 64 for name in ("llama", "qwen"))
+
+    path = own / "qwen" / "model.safetensors"
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name][..., 0] += 1e-3
+    save_file(weights, path, metadata={"format": "pt"})
+    longer = small_overrides(own, tmp_path, "train.stage_a.steps=3", "train.stage_b.steps=0")
+    (found,) = run_distributed(train_on_rank, 1, longer)
+    (problem,) = found["refused"]
+    assert problem.startswith("decoders.qwen.model: ") and "its weights changed" in problem
+    assert step.name in problem and "restore that model, or start a new run.tag" in problem
+    assert newest(tmp_path / "checkpoints" / "test") == step
+    assert json.loads((step.path / "trainer.json").read_text())["step"] == 2
+
+
+def test_what_cannot_be_compared_is_not() -> None:
+    before = {"d": {"model": "m", "revision": "1", "shapes": "a", "weights": None}}
+    now = {"d": {"model": "m", "revision": "1", "shapes": "a", "weights": "w"}}
+    assert identity_problems(before, now, where="here") == []
+    now["d"]["shapes"] = "b"
+    (problem,) = identity_problems(before, now, where="here")
+    assert "its tensors' names, shapes or types changed" in problem
+
+
+@pytest.mark.parametrize(("has", "wants"), [("a", "ab"), ("ab", "a")])
+def test_a_missing_or_extra_tensor_is_named(has: str, wants: str) -> None:
+    import torch
+
+    weights = {name: torch.zeros(2) for name in has}
+    state = UnitState(weights=weights, first_moments={}, second_moments={}, num_steps=0)
+    shapes = {name: torch.Size([2]) for name in wants}
+    with pytest.raises(ConfigError, match="unit 'encoder'.*'b'.*are in one of them only"):
+        check_fits(state, shapes, unit="encoder")

@@ -1,5 +1,16 @@
 """LatentWire: latents of one encoder that several frozen language models read."""
 
+from typing import Any
+
 from latentwire.version import VERSION
 
 __version__ = VERSION
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for, so that naming the package costs nothing.
+    if name == "load_wire":
+        from latentwire.wire.exported import load_wire
+
+        return load_wire
+    raise AttributeError(f"module 'latentwire' has no attribute '{name}'")

@@ -17,6 +17,7 @@ import yaml
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError
 from latentwire.config_file import from_tree
+from latentwire.diagnostics.reading import rows as diagnostics_rows
 from latentwire.evaluation.metrics import bootstrap_ci95, exact_match
 from latentwire.training.status import FILES, diagnostics_path, read_status
 
@@ -78,7 +79,7 @@ def read_run(folder: Path) -> RunFiles:
             for arm in _ARMS:
                 _ = decoder["arms"][arm]["em"], decoder["arms"][arm]["first_acc"]
         predictions = _json_lines(folder / FILES["predictions"])
-        rows = _json_lines(diagnostics_path(folder))
+        rows = list(diagnostics_rows(diagnostics_path(folder), kind="step"))
         gaps = {name: _gap(predictions, name, config.run.seed) for name in metrics["decoders"]}
     except OSError as error:
         raise ConfigError(
@@ -137,7 +138,7 @@ def last_gradients(
         place = (row["stage"], row["step"])
         for key, norm in row.items():
             name = key.removeprefix("grad_")
-            if name == key or name == "norm" or "/" in name:
+            if name == key or name.startswith("norm") or "/" in name:
                 continue
             before = found[name] if at.get(name) == place else float("inf")
             found[name] = None if norm is None or before is None else min(before, norm)

@@ -70,6 +70,8 @@ class Arguments:
     overwrite: bool
     resume_from: str | None = None
     """The checkpoint step to go on from, in place of the newest."""
+    wire: str | None = None
+    """An exported wire to evaluate, in place of a run's checkpoint."""
 
 
 def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Arguments:
@@ -92,6 +94,9 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
         metavar="STEP",
         help="go on from this step, e.g. stageB/step-00000100, in place of the newest",
     )
+    parser.add_argument(
+        "--wire", metavar="FOLDER", help="of eval: an exported wire, in place of a run's checkpoint"
+    )
     options = parser.parse_intermixed_args(list(arguments))
     if options.resume_from and options.fresh:
         raise ConfigError(["--resume-from and --fresh: a new run has no steps; leave one out"])
@@ -102,6 +107,7 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
         fresh=options.fresh,
         overwrite=options.overwrite,
         resume_from=options.resume_from,
+        wire=options.wire,
     )
 
 

@@ -1,4 +1,4 @@
-"""The ``latentwire`` command: training, evaluation, sweeps, acceptance, and what runners need."""
+"""The ``latentwire`` command: training, evaluation, sweeps, reports, and what runners need."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +10,9 @@ commands:
   eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
   ablate       switch every component on and off, and write what was learned
+  checkpoint   list, verify, compare and export what a run has saved
+  watch        show how a run goes, live or as plain lines
+  report       write a run's report, or one that compares several runs
   accept       check whether a finished run is good enough to build on
   from-env     print what the runners' environment variables mean
   env-table    print every such variable as a Markdown table
@@ -27,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": _eval,
         "sweep": _sweep,
         "ablate": _ablate,
+        "checkpoint": _checkpoint,
+        "watch": _watch,
+        "report": _report,
         "accept": _accept,
         "from-env": _from_env,
         "env-table": _env_table,
@@ -63,6 +69,24 @@ def _ablate(arguments: list[str]) -> int:
     from latentwire.ablate import main as ablate
 
     return ablate(arguments)
+
+
+def _checkpoint(arguments: list[str]) -> int:
+    from latentwire.checkpoint_tool import main as checkpoint
+
+    return checkpoint(arguments)
+
+
+def _watch(arguments: list[str]) -> int:
+    from latentwire.watch.command import main as watch
+
+    return watch(arguments)
+
+
+def _report(arguments: list[str]) -> int:
+    from latentwire.reporting import main as report
+
+    return report(arguments)
 
 
 def _accept(arguments: list[str]) -> int:

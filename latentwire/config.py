@@ -21,6 +21,7 @@ from latentwire.config_model import (
 )
 from latentwire.config_training import (
     OBJECTIVES,
+    SINKS,
     DiagnosticsConfig,
     ObjectivesConfig,
     OptimConfig,
@@ -32,6 +33,7 @@ from latentwire.config_training import (
 
 __all__ = [
     "OBJECTIVES",
+    "SINKS",
     "LoraConfig",
     "ByteConfig",
     "EncoderConfig",

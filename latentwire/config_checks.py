@@ -3,7 +3,7 @@
 import math
 import re
 
-from latentwire.config import OBJECTIVES, Config, StageConfig, flatten
+from latentwire.config import OBJECTIVES, SINKS, Config, StageConfig, flatten
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -218,6 +218,14 @@ def _objective_problems(config: Config) -> list[str]:
             f"diagnostics.grad_diag_components: {', '.join(unknown)} is no objective; there are "
             f"{', '.join(OBJECTIVES)}"
         )
+    sinks = config.diagnostics.sinks
+    unknown = [name for name in sinks if name not in SINKS]
+    if unknown:
+        found.append(
+            f"diagnostics.sinks: {', '.join(unknown)} is no sink; there are {', '.join(SINKS)}"
+        )
+    if len(set(sinks)) < len(sinks):
+        found.append(f"diagnostics.sinks: {list(sinks)} must hold each sink once")
     return found
 
 

@@ -42,8 +42,16 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: with every problem found.
     """
+    return merged(_read(recipe), overrides)
+
+
+def merged(tree: dict[str, Any], overrides: Sequence[str]) -> Config:
+    """The configuration of a tree with overrides applied, which change the tree too.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
     errors: list[str] = []
-    tree = _read(recipe)
     for text in overrides:
         _override(tree, text, errors)
     config = _build(Config, tree, "", errors)

@@ -8,6 +8,9 @@ OBJECTIVES = (
 ).split()
 """Names of all objectives, in the order of tables."""
 
+SINKS = ("tensorboard", "wandb")
+"""Names of what diagnostics can go to beside their file; each is an extra of that name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectivesConfig:
@@ -223,3 +226,6 @@ class DiagnosticsConfig:
     """Whether a collapsed wire ends the run."""
     diagnostic_log: str | None = None
     """The stream's file; null is ``diagnostics.jsonl`` in the run's folder."""
+    sinks: tuple[str, ...] = ()
+    """Where the rows go beside that file: ``tensorboard`` (event files in the run's folder),
+    ``wandb`` (Weights & Biases; its variable ``WANDB_MODE`` may be ``offline``)."""

@@ -15,7 +15,9 @@ from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.training import run
 from latentwire.training.dry_run import describe
+from latentwire.training.exported_eval import evaluate_exported, exported_config
 from latentwire.training.guard import NonFiniteError
+from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock
@@ -37,6 +39,8 @@ def main_eval(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: Arguments) -> int:
+    if options.wire is not None:
+        raise ConfigError(["--wire: an exported wire is evaluated, not trained; latentwire eval"])
     config = config_file.load(options.recipe, options.overrides)
     world_size = process_groups.launch_world_size()
     plan = preflight(
@@ -51,6 +55,8 @@ def _train(options: Arguments) -> int:
 
 
 def _evaluate(options: Arguments) -> int:
+    if options.wire is not None:
+        return _evaluate_exported(Path(options.wire), options)
     config = config_file.load(options.recipe, options.overrides)
     # Evaluation keys may differ from the recorded run; what shapes the wire may not.
     plan = preflight(
@@ -63,7 +69,15 @@ def _evaluate(options: Arguments) -> int:
     return _supervised(plan, lambda: run.evaluate_only(plan))
 
 
-def _supervised(plan: Plan, work: Callable[[], run.Outcome]) -> int:
+def _evaluate_exported(folder: Path, options: Arguments) -> int:
+    config = exported_config(folder, options.overrides)
+    plan = preflight(
+        config, world_size=process_groups.launch_world_size(), evaluation=True, exported=True
+    )
+    return _supervised(plan, lambda: evaluate_exported(plan, folder))
+
+
+def _supervised(plan: Plan, work: Callable[[], Outcome]) -> int:
     """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
     try:
         with _locked(plan):
@@ -82,7 +96,7 @@ def _locked(plan: Plan) -> AbstractContextManager[object]:
     return RunLock(plan.run_folder, plan.checkpoint_folder)
 
 
-def _recorded(plan: Plan, work: Callable[[], run.Outcome]) -> int:
+def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     """Runs ``work``; how it ends goes into the run's status."""
     try:
         _mark_running(plan)

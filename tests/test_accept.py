@@ -91,6 +91,15 @@ def test_a_good_run_is_accepted_and_every_check_is_shown(
     assert printed.rstrip().endswith(": accepted")
 
 
+def test_rows_of_health_and_a_torn_last_line_are_no_matter(run: Run) -> None:
+    run.rows.append({"kind": "health", "decoder": "one", "stage": "B", "step": 9, "state": "alive"})
+    run.rows[0]["grad_norm_clipped"] = 0.0
+    run.write()
+    with (run.folder / "diagnostics.jsonl").open("a") as file:
+        file.write('{"stage": "B", "st')
+    assert accept.main([str(run.folder)]) == 0
+
+
 @pytest.mark.parametrize(
     ("score", "check"),
     [("first_acc", "first_acc, latent / text"), ("em", "EM, latent / text")],

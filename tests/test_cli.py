@@ -149,7 +149,7 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     pair: Path, tmp_path: Path
 ) -> None:
     """train, train again (finished), eval, a changed key, --fresh."""
-    overrides = small_overrides(pair, tmp_path)
+    overrides = small_overrides(pair, tmp_path, "diagnostics.sinks=tensorboard")
     train = ("-m", "latentwire.train", "--recipe", "smoke")
     first = python(*train, *overrides, nproc=2)
     assert first.returncode == 0, first.stderr
@@ -179,6 +179,14 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     assert all(set(wanted.split()) <= row.keys() for row in rows)
     assert "stage C" in (folder / "pipeline.log").read_text()
     assert status(tmp_path)["state"] == "finished"
+    examples = [json.loads(line) for line in (folder / "examples.jsonl").open()]
+    assert [row["example"] for row in examples] == list(range(12))
+    assert all(row["context"] and row["answers"] for row in examples)
+    files = status(tmp_path)["files"]
+    assert isinstance(files, dict) and files["report"] == str(folder / "report.html")
+    assert "data-chart" in (folder / "report.html").read_text()
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"A", "B"}
+    assert status(tmp_path)["num_steps"] == {"A": 2, "B": 2}
 
     assert main(overrides) == 0  # finished: prints the table, trains nothing
     assert len((folder / "diagnostics.jsonl").read_text().splitlines()) == len(rows)

@@ -12,9 +12,20 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "latentwire"
 FLOORS: list[set[str]] = [
     {
-        *{"cli", "train", "bench", "plan", "arguments", "environment", "from_env", "accept"},
+        *{
+            "cli",
+            "train",
+            "bench",
+            "plan",
+            *{"watch", "reporting"},
+            "arguments",
+            "environment",
+            "from_env",
+            "accept",
+        },
         *{
             "tiny_build",
+            "checkpoint_tool",
             "points",
             "sweep",
             "sweep_table",
@@ -27,6 +38,7 @@ FLOORS: list[set[str]] = [
         },
     },
     {"training"},
+    {"report"},
     {"evaluation"},
     {"diagnostics", "checkpointing"},
     {"distributed"},

@@ -3,19 +3,23 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from report_cases import write_run
 from test_accept import Run
+from test_checkpoint_tool import trained  # noqa: F401
 from test_launch import MULTI, SINGLE, start
 from test_tiny_build import narrow_specs
 
 from latentwire import cli, config_file
-from latentwire.arguments import FLAGS
+from latentwire.arguments import FLAGS, parse
 from latentwire.config import OBJECTIVES, flatten
 from latentwire.distributed import topology
 from latentwire.train import main
+from latentwire.wire.exported import ExportedWire
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LAUNCH = (REPOSITORY / "launch" / "README.md").read_text(encoding="utf-8")
@@ -52,7 +56,8 @@ def test_every_command_is_of_a_known_kind() -> None:
     scripts = {"./launch/quickstart.sh", "./tests/run.sh", *RUNNERS}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
-    assert set(names) == {"tiny", "sweep", "accept", "ablate"}
+    known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report"}
+    assert set(names) == known
     assert len(train_commands()) >= 20
 
 
@@ -165,6 +170,64 @@ def test_an_accept_command_is_valid(
     assert (folder / "accept.json").is_file()
 
 
+def test_the_checkpoint_commands_work_in_their_order(
+    trained: tuple[Path, list[str]],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a run in the place of theirs; the evaluation is tested with the tool."""
+    monkeypatch.chdir(tmp_path)
+    own = (trained[0] / "ckpt").resolve()
+    shutil.copytree(own, tmp_path / "checkpoints" / "smoke")
+    stage = tmp_path / "checkpoints" / "smoke" / "stageA"
+    (stage / "step-00000002").rename(stage / "step-00000100")
+    (tmp_path / "runs" / "smoke").mkdir(parents=True)
+    (tmp_path / "runs" / "smoke" / "ckpt").symlink_to(stage.parent, target_is_directory=True)
+    for arguments in latentwire_commands("checkpoint"):
+        assert cli.main(arguments) == (1 if arguments[1] == "diff" else 0), arguments
+    text = README.split("```python\n")[1].split("```")[0].replace("your-name/", "")
+    monkeypatch.setattr(ExportedWire, "push_to_hub", lambda self, name: None)
+    exec(text)
+    for arguments in latentwire_commands("eval"):
+        assert parse(arguments[1:]).wire == "exported/smoke"
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("watch"), ids=" ".join)
+def test_a_watch_command_is_valid(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(Path(arguments[1]))
+    assert cli.main(arguments) == 0
+    assert "stage B: step 100" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("report"), ids=" ".join)
+def test_a_report_command_is_valid(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [Path(word) for word in arguments if word.startswith("runs/")]
+    assert folders
+    for folder in folders:
+        write_run(folder)
+    assert cli.main(arguments) == 0
+    text = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
+    assert all(f"{folder.name}" in text for folder in folders)
+
+
+def test_its_pictures_are_there() -> None:
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert [name for name in pictures if not (REPOSITORY / name).is_file()] == []
+
+
 @pytest.mark.parametrize("arguments", latentwire_commands("tiny"), ids=" ".join)
 def test_a_tiny_command_is_valid(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -201,7 +264,7 @@ def test_every_key_is_one() -> None:
     keys = flatten(config_file.load("smoke", []))
     groups = {key.split(".")[0] for key in keys if "." in key}
     marked = re.findall(r"`([a-z_]+(?:\.[a-z0-9_]+)+)(?:=[^`]*)?`", README + LAUNCH)
-    files = {"diagnostics.jsonl", "validation.jsonl"}
+    files = {"diagnostics.jsonl", "validation.jsonl", "diagnostics.read", "diagnostics.follow"}
     named = {key for key in marked if key.split(".")[0] in groups} - files
     assert len(named) > 40
     assert [key for key in named if not any(f"{k}.".startswith(f"{key}.") for k in keys)] == []

@@ -7,6 +7,7 @@ what a decoder sees.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Job:
     """The prompts of each hosted decoder."""
     tokenizer: EncoderTokenizer
     wire: Wire
+    shapes: dict[str, DecoderShape]
+    """What the wire knows of each hosted decoder."""
     units: dict[str, ShardedUnit]
     """The trained units this rank holds a shard of, by checkpoint name."""
     twins: dict[str, Twin]
@@ -111,8 +114,12 @@ class Job:
         return self.config.wire.latent_private_len * len(self.config.decoders)
 
 
-def assemble(config: Config, groups: ProcessGroups) -> Job:
-    """Loads this rank's decoders, builds the wire and shards its units. All ranks must call."""
+def assemble(config: Config, groups: ProcessGroups, *, encoder_model: Any = None) -> Job:
+    """Loads this rank's decoders, builds the wire and shards its units. All ranks must call.
+
+    Args:
+        encoder_model: the language model that the encoder is built on; None loads it.
+    """
     device = groups.device
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     decoders: dict[str, FrozenDecoder] = {}
@@ -128,7 +135,7 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
     log.info("building the wire: encoder %s %s", config.encoder.kind, config.encoder.model)
     with_cache = config.adapter.use_deep_prefix
     shapes = {name: d.shape(with_cache=with_cache) for name, d in decoders.items()}
-    wire, tokenizer = _build(config, shapes, device)
+    wire, tokenizer = _build(config, shapes, device, encoder_model)
     backend = _make_backend(config)
     # Taken before sharding changes the modules.
     twins = {"encoder": Twin(wire.shared)}
@@ -148,6 +155,7 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
         prompts=prompts,
         tokenizer=tokenizer,
         wire=wire,
+        shapes=shapes,
         units=units,
         twins=twins,
         trained_parts=trained_parts,
@@ -155,11 +163,13 @@ def assemble(config: Config, groups: ProcessGroups) -> Job:
 
 
 def _build(
-    config: Config, shapes: dict[str, DecoderShape], device: torch.device
+    config: Config, shapes: dict[str, DecoderShape], device: torch.device, encoder_model: Any
 ) -> tuple[Wire, EncoderTokenizer]:
     window = encoder_window(config.encoder)
     tokenizer = EncoderTokenizer(config, window=window)
-    wire = build_wire(config, shapes, num_lead=len(tokenizer.lead), device=device)
+    wire = build_wire(
+        config, shapes, num_lead=len(tokenizer.lead), device=device, model=encoder_model
+    )
     return wire, tokenizer
 
 

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from latentwire.decoders.fingerprint import combined
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import broadcast_json, gather_json
+from latentwire.wire.exported import shape_tree
 
 
 def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[
 
     ``model`` and ``revision`` say where it came from, ``shapes`` is a hash over names, shapes and
     types of its tensors, ``weights`` one over their bytes (null where this depends on the layout
-    or the device: quantised or sharded decoders).
+    or the device: quantised or sharded decoders). ``shape`` is what a wire is built from.
 
     Args:
         fingerprints: of the decoders that this rank hosts.
@@ -33,6 +34,7 @@ def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[
             "revision": getattr(model.config, "_commit_hash", None),
             "shapes": hashlib.sha256(lines.encode()).hexdigest(),
             "weights": combined(fingerprints[name]) if exact else None,
+            "shape": shape_tree(job.shapes[name]),
         }
     found: dict[str, Any] = {}
     for said in reversed(gather_json(own, job.groups.world) or []):

@@ -20,6 +20,7 @@ from latentwire.config import (
     ConfigError,
 )
 from latentwire.data.sources import check_source
+from latentwire.diagnostics.sinks import missing_package
 from latentwire.diagnostics.stream import is_stream
 from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
@@ -65,6 +66,7 @@ def preflight(
     fresh: bool = False,
     overwrite: bool = False,
     evaluation: bool = False,
+    exported: bool = False,
 ) -> Plan:
     """Checks the job against this machine.
 
@@ -72,6 +74,7 @@ def preflight(
         fresh: the run must not exist yet.
         overwrite: with ``fresh``, an existing run will be deleted.
         evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
+        exported: its wire comes from an export, which holds the encoder.
 
     Raises:
         ConfigError: with every problem found.
@@ -87,7 +90,7 @@ def preflight(
     except ValueError as error:
         problems.append(str(error))
     problems += _extra_problems(config)
-    problems += encoder_problems(config)
+    problems += [] if exported else encoder_problems(config)
     data = config.data
     data_problems = check_source(
         source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
@@ -162,6 +165,11 @@ def _extra_problems(config: Config) -> list[str]:
                 "pip install 'latentwire[deepspeed]', or use sharding.backend=fsdp"
             )
     found += _bitsandbytes_problems(config)
+    found += [
+        f"diagnostics.sinks: '{name}' {problem}"
+        for name in config.diagnostics.sinks
+        if (problem := missing_package(name))
+    ]
     has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
     if config.precision == "bf16" and not has_bf16:
         found.append("precision: this GPU has no bf16; use fp32")

@@ -30,7 +30,7 @@ class Checkpoint:
 
     step: Step | None
     """None before anything was trained."""
-    which: Literal["best", "last"]
+    which: Literal["best", "last", "exported"]
 
     def describe(self) -> dict[str, Any]:
         """For ``metrics.json``."""

@@ -1,13 +1,14 @@
 """A run from its first process group to its result table: Stages A and B, then C."""
 
-import dataclasses
 import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from latentwire import config_file
 from latentwire.checkpointing import state
 from latentwire.checkpointing.commit import STAGES, Step
 from latentwire.checkpointing.manifest import read_manifest
@@ -16,6 +17,7 @@ from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
 from latentwire.diagnostics.rank_stream import RankStream
+from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
@@ -33,6 +35,7 @@ from latentwire.training.held_out import (
     num_shared_documents,
 )
 from latentwire.training.identity import identities, identity_problems
+from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
@@ -52,15 +55,6 @@ from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a run ended."""
-
-    state: str
-    """finished, preempted or stopped."""
-    code: int
 
 
 def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> Outcome:
@@ -101,7 +95,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         with open_writer(plan, job, stop, decoders=decoders) as writer:
             reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
-            return _stopped(plan, groups, reason, why=stop.reason)
+            return stopped(plan, groups, reason, why=stop.reason)
         frozen.verify()
         checkpoint = _load_chosen(plan, job, validator)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -164,7 +158,7 @@ def _evaluate(
     try:
         evaluate_into_folder(plan, job, frozen, examples, checkpoint=checkpoint, stop=stop)
     except Interrupted as request:
-        return _stopped(plan, job.groups, request.reason)
+        return stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
 
 
@@ -185,6 +179,22 @@ def _open_stream(
     stream = DiagnosticsStream(path, run=plan.config.run.tag, world=groups.world)
     stream.forget_after(*((place.stage, place.step) if place else ("A", 0)))
     return stream
+
+
+def _feed(plan: Plan, groups: ProcessGroups) -> AbstractContextManager[object]:
+    """What hands the stream's rows to sinks while it lasts: on rank 0, where there are any."""
+    config = plan.config
+    if groups.rank != 0 or not config.diagnostics.sinks:
+        return nullcontext()
+    return Feed(
+        plan.diagnostics,
+        lambda: open_sinks(
+            config.diagnostics.sinks,
+            plan.run_folder,
+            run=config.run.tag,
+            config=config_file.to_tree(config),
+        ),
+    )
 
 
 def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
@@ -237,6 +247,9 @@ def _train_stages(
     writer: CheckpointWriter,
 ) -> str:
     """Trains what is left; returns why it ended early, or an empty string."""
+    if job.groups.rank == 0:
+        lengths = {stage.name: stage.num_steps for stage in stages}
+        write_status(plan.run_folder, state="running", num_steps=lengths)
     stream = RankStream(
         plan.diagnostics,
         run=plan.config.run.tag,
@@ -245,7 +258,8 @@ def _train_stages(
         after=(place.stage, place.step) if place else ("A", 0),
     )
     doctor = Doctor(job, draw_health(plan.config), stages=stages)
-    with Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter:
+    # Outside of whatever writes the stream, so that the last rows are handed on too.
+    with _feed(plan, job.groups), Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter:
         return _train_with(plan, job, stages, place, validator, stop, writer, reporter)
 
 
@@ -288,15 +302,3 @@ def _train_with(
         if reason:
             return reason
     return ""
-
-
-def _stopped(
-    plan: Plan, groups: ProcessGroups, reason: str, *, why: str = "asked by a signal"
-) -> Outcome:
-    why = why or "asked by a signal"
-    code = 0 if reason == "preempted" else 1
-    if groups.rank == 0:
-        log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason=why)
-    barrier(groups.world)
-    return Outcome(state=reason, code=code)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from latentwire.data.example import Example
@@ -17,6 +17,7 @@ from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.reconstruction import reconstruction_scores
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
+from latentwire.report.writing import write_report
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import open_split
 from latentwire.training.preflight import Plan
@@ -79,8 +80,9 @@ def evaluate_into_folder(
             metrics["decoders"][name]["gist"] = scores
         for name, by_arm in (rewritten or {}).items():
             metrics["decoders"][name]["reconstruction"] = by_arm
-        _write_results(plan, metrics, predictions)
+        _write_results(plan, metrics, predictions, examples)
         print_result(plan, metrics)
+        _write_report(plan)
         write_status(plan.run_folder, state="finished", code=0)
     barrier(job.groups.world)
 
@@ -133,10 +135,18 @@ def warn_of_cuts(job: Job, when: str) -> None:
         found.clear()
 
 
-def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Prediction]) -> None:
-    lines = (json.dumps(dataclasses.asdict(item)) + "\n" for item in predictions)
+def _write_results(
+    plan: Plan,
+    metrics: dict[str, Any],
+    predictions: Sequence[Prediction],
+    examples: Sequence[Example],
+) -> None:
     texts = {
-        "predictions": "".join(lines),
+        "predictions": _json_lines(map(dataclasses.asdict, predictions)),
+        # Predictions name an example by its number and have no context, which many share.
+        "examples": _json_lines(
+            {"example": number, **dataclasses.asdict(item)} for number, item in enumerate(examples)
+        ),
         "metrics": json.dumps(metrics, indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
@@ -144,6 +154,21 @@ def _write_results(plan: Plan, metrics: dict[str, Any], predictions: Sequence[Pr
         fresh = path.with_suffix(".tmp")
         fresh.write_text(text, encoding="utf-8")
         os.replace(fresh, path)
+
+
+def _write_report(plan: Plan) -> None:
+    """Before the status says ``finished``, so that whoever waits for that finds it."""
+    try:
+        path = write_report([plan.run_folder], state="finished")
+    except Exception as error:
+        # A page about the run is no reason to lose the run.
+        log.warning("no report was made: %s: %s", type(error).__name__, error)
+    else:
+        log.info("report in %s", path)
+
+
+def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def print_result(plan: Plan, metrics: dict[str, Any]) -> None:

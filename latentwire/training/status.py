@@ -7,15 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-FILES = {
-    "config": "config.yaml",
-    "log": "pipeline.log",
-    "diagnostics": "diagnostics.jsonl",
-    "validation": "validation.jsonl",
-    "metrics": "metrics.json",
-    "predictions": "predictions.jsonl",
-    "checkpoints": "ckpt",
-}
+from latentwire.diagnostics.run_files import FILES
 
 
 def write_status(
@@ -26,17 +18,19 @@ def write_status(
     reason: str = "",
     stage: str | None = None,
     step: int | None = None,
+    num_steps: Mapping[str, int] | None = None,
     diagnostics: Path | None = None,
     stream: Mapping[str, Any] | None = None,
     trouble: str = "",
     health: Mapping[str, str] | None = None,
 ) -> None:
-    """Replaces the status atomically; ``stage``, ``step``, ``stream``, ``health`` and the path
-    of the diagnostics stay as they were when not given.
+    """Replaces the status atomically; ``stage``, ``step``, ``num_steps``, ``stream``, ``health``
+    and the path of the diagnostics stay as they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
         code: the worker's exit code, None while it runs.
+        num_steps: how long each stage will be.
         stream: what the diagnostics came to: rows written, dropped, late.
         health: state of each decoder's wire.
         trouble: what keeps diagnostics from being written at present.
@@ -52,6 +46,7 @@ def write_status(
         "code": code,
         "stage": before.get("stage") if stage is None else stage,
         "step": before.get("step") if step is None else step,
+        "num_steps": before.get("num_steps") if num_steps is None else dict(num_steps),
         "reason": reason,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "diagnostics": diagnosed,

@@ -93,7 +93,12 @@ class Wire(nn.Module):
 
 
 def build_wire(
-    config: Config, shapes: Mapping[str, DecoderShape], *, num_lead: int, device: torch.device
+    config: Config,
+    shapes: Mapping[str, DecoderShape],
+    *,
+    num_lead: int,
+    device: torch.device,
+    model: Any = None,
 ) -> Wire:
     """The wire with fresh adapters and its encoder as the configuration starts it.
 
@@ -102,9 +107,10 @@ def build_wire(
 
     Args:
         shapes: of the decoders this process hosts.
+        model: the language model that the encoder is built on; None loads it.
     """
     with _seeded(config.run.seed, "shared"):
-        shared = SharedUnit(config, num_lead=num_lead)
+        shared = SharedUnit(config, num_lead=num_lead, model=model)
     units = {}
     for name, shape in shapes.items():
         with _seeded(config.run.seed, name):

@@ -10,34 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, small_overrides
-from launching import command, status
+from conftest import small_overrides
+from launching import status
+from processes import rank_process, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
-
-
-def start(*overrides: str) -> subprocess.Popen[str]:
-    """Two ranks of the trainer under torchrun."""
-    return subprocess.Popen(
-        command("-m", "latentwire.train", *overrides, nproc=2),
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def rank_process(launcher: int, rank: int) -> int:
-    """Process id of one rank under torchrun."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            environment = (path / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in environment:
-            return int(path.name)
-    raise AssertionError(f"rank {rank} is not running")
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs Linux's /proc")

@@ -1,0 +1,123 @@
+"""A published step as one plain folder: the trained weights whole, without optimizer or run."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor
+
+from latentwire.checkpointing.commit import Step
+from latentwire.checkpointing.components import PARTS, unit_of
+from latentwire.checkpointing.manifest import read_manifest, versions
+from latentwire.checkpointing.state import CONFIG, read_place
+from latentwire.config import ConfigError
+from latentwire.wire.exported import FORMAT, write_export
+
+_OFFSETS = "DCP_SHARDING_INFO"
+_ENCODER_FILES = (
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+
+
+def whole_tensors(folder: Path, *, part: str = PARTS[0]) -> dict[str, Tensor]:
+    """One part of a component, put together by this process alone.
+
+    Args:
+        part: ``weight`` or a moment's name.
+
+    Returns:
+        Tensors by parameter name.
+    """
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()[_OFFSETS])
+            for key in file.keys():  # noqa: SIM118
+                kind, name = key.split(".", 1)
+                if kind == part:
+                    first = offsets[key]["saved_offsets"][0]
+                    pieces.setdefault(name, []).append((first, file.get_tensor(key)))
+    return {
+        name: torch.cat([tensor for _, tensor in sorted(found, key=lambda piece: piece[0])])
+        for name, found in sorted(pieces.items())
+    }
+
+
+def export_step(step: Step, out: Path) -> int:
+    """Writes a published step's wire into ``out``, which must not exist.
+
+    Returns:
+        Trained parameters written.
+
+    Raises:
+        ConfigError: ``out`` exists, or the encoder's tokenizer cannot be found.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    if out.exists():
+        raise ConfigError([f"{out} exists; choose another folder"])
+    manifest, place = read_manifest(step.path), read_place(step)
+    tree = yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8"))
+    weights: dict[str, Tensor] = {}
+    for component in manifest.units:
+        name = _name_in_wire(unit_of(component))
+        tensors = whole_tensors(step.path / component)
+        weights |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+    description = {
+        "latentwire_format": FORMAT,
+        "versions": versions(),
+        "place": {"stage": place.stage, "step": place.step},
+        "decoders": manifest.decoders,
+        "config": tree,
+    }
+    fresh = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        write_export(fresh, description, weights, encoder=_encoder_files(tree["encoder"], fresh))
+        os.rename(fresh, out)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def _name_in_wire(unit: str) -> str:
+    return "shared" if unit == "encoder" else f"units.{unit.removeprefix('adapter_')}"
+
+
+def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
+    """Puts the encoder's configuration and tokenizer into ``out``, where it has any."""
+    target = out / "encoder"
+    if encoder["kind"] == "byte":
+        return target
+    source = Path(encoder["model"]).expanduser()
+    if not source.is_dir():
+        from huggingface_hub import snapshot_download
+
+        source = Path(
+            snapshot_download(
+                encoder["model"],
+                revision=encoder.get("revision"),
+                allow_patterns=list(_ENCODER_FILES),
+            )
+        )
+    target.mkdir()
+    for pattern in _ENCODER_FILES:
+        for path in source.glob(pattern):
+            if path.is_file() and not path.name.endswith(".safetensors"):
+                (target / path.name).write_bytes(path.read_bytes())
+    if not (target / "config.json").is_file():
+        raise ConfigError([f"{source} holds no config.json of the encoder's model any more"])
+    return target

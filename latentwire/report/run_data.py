@@ -1,0 +1,102 @@
+"""A run's folder, read for its report: what is missing stays empty, what is broken is said."""
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentwire.config import ConfigError
+from latentwire.diagnostics.reading import Row, rows, stream_path
+from latentwire.diagnostics.run_files import FILES, own_rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """What one run left."""
+
+    name: str
+    folder: Path
+    status: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    """``config.yaml`` without its first comment lines."""
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: list[str] = field(default_factory=list)
+    """Those lines: package versions and the commit."""
+    rows: list[Row] = field(default_factory=list)
+    """Of the diagnostics, of every kind."""
+    validations: list[Row] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    predictions: list[Row] = field(default_factory=list)
+    contexts: dict[int, str] = field(default_factory=dict)
+    """By the number that predictions name an example by."""
+
+
+def read_run(folder: Path) -> RunData:
+    """Reads what there is of a run.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    if not any((folder / FILES[name]).is_file() for name in ("config", "diagnostics", "metrics")):
+        raise ConfigError([f"{folder}: no such run; give a run's folder, e.g. runs/smoke"])
+    status = _json(folder / "status.json")
+    text = _text(folder / FILES["config"])
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    config = _yaml(folder, text)
+    stream = stream_path(folder)
+    return RunData(
+        name=folder.resolve().name,
+        folder=folder,
+        status=status,
+        config_text="\n".join(line for line in text.splitlines() if not line.startswith("#")),
+        config=config,
+        environment=[line.lstrip("# ") for line in comments],
+        rows=own_rows(folder, stream, _lines(stream)),
+        validations=list(_lines(folder / FILES["validation"])),
+        metrics=_json(folder / FILES["metrics"]),
+        predictions=list(_lines(folder / FILES["predictions"])),
+        contexts={
+            row["example"]: str(row.get("context", ""))
+            for row in _lines(folder / FILES["examples"])
+            if isinstance(row.get("example"), int)
+        },
+    )
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    if path.is_file():
+        yield from rows(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    if not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        log.warning("%s is left out of the report: %s", path, error)
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _yaml(folder: Path, text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        log.warning("%s is no valid YAML: %s", folder / FILES["config"], error)
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,95 @@
+"""Stage C on an exported wire: what was taken out of a run reads as it did in it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from latentwire import config_file
+from latentwire.checkpointing.commit import Step
+from latentwire.checkpointing.components import to_state
+from latentwire.config import Config, ConfigError
+from latentwire.distributed import groups as process_groups
+from latentwire.distributed.assembly import Job, assemble
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.distributed.state_tensors import cut_tensor, own_rows
+from latentwire.evaluation.runner import Interrupted
+from latentwire.training.frozen_check import FrozenCheck
+from latentwire.training.held_out import draw_evaluation
+from latentwire.training.identity import identities, identity_problems
+from latentwire.training.outcome import Outcome, stopped
+from latentwire.training.preflight import Plan
+from latentwire.training.resume import Checkpoint
+from latentwire.training.run_folder import log_to
+from latentwire.training.saving import unit_groups
+from latentwire.training.signals import StopRequest
+from latentwire.training.stage_c import evaluate_into_folder
+from latentwire.training.status import FILES
+from latentwire.wire import exported
+
+_ADAPTER = "adapter_"
+
+
+def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
+    """Puts an export's weights into a job's units. All ranks must call."""
+    groups = unit_groups(job)
+    for unit, sharded in job.units.items():
+        prefix = f"units.{unit.removeprefix(_ADAPTER)}." if unit.startswith(_ADAPTER) else "shared."
+        own = {
+            f"weight.{name.removeprefix(prefix)}": cut_tensor(
+                own_rows(tensor, groups[unit]).clone(), tensor.shape, groups[unit]
+            )
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
+        sharded.import_state(to_state(own, num_steps=0))
+
+
+def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of an export, with overrides; by default a run of its own.
+
+    Raises:
+        ConfigError: the folder is no export, or an override is wrong.
+    """
+    description = exported.read_description(folder)
+    tree = description["config"]
+    tree["run"]["tag"] += "-exported"
+    config = config_file.merged(tree, overrides)
+    return exported.export_config({"config": config_file.to_tree(config)}, folder)
+
+
+def evaluate_exported(plan: Plan, folder: Path) -> Outcome:
+    """Runs Stage C on an exported wire. Every rank calls it.
+
+    Raises:
+        ConfigError: a decoder is not the one that the wire was trained with.
+    """
+    config = plan.config
+    device = process_groups.pick_device()
+    process_groups.start(device, timeout=config.distributed.timeout)
+    groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
+    log_to(plan.run_folder / FILES["log"], rank=groups.rank)
+    description = exported.read_description(folder)
+    examples = draw_evaluation(config)
+    model = exported.encoder_model(description, config)
+    job = assemble(config, groups, encoder_model=model)
+    frozen = FrozenCheck(job)
+    now = identities(job, frozen.before)
+    if problems := identity_problems(description["decoders"], now, where=str(folder)):
+        raise ConfigError(problems)
+    load_into(job, exported.read_weights(folder))
+    place = description["place"]
+    step = Step(path=folder, stage=place["stage"], number=place["step"])
+    with StopRequest() as stop:
+        try:
+            evaluate_into_folder(
+                plan,
+                job,
+                frozen,
+                examples,
+                checkpoint=Checkpoint(step=step, which="exported"),
+                stop=stop,
+            )
+        except Interrupted as request:
+            return stopped(plan, groups, request.reason)
+    return Outcome(state="finished", code=0)

@@ -1,0 +1,94 @@
+"""A run's folder, looked at again and again while the run goes on."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from latentwire.config import ConfigError
+from latentwire.diagnostics.reading import Tail, stream_path
+from latentwire.diagnostics.run_files import own_rows
+from latentwire.training.status import FILES, read_status
+from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
+
+
+@dataclass
+class RunFolder:
+    """One run as it stands; ``look`` brings it up to date.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+
+    path: Path
+    model: RunModel = field(default_factory=RunModel)
+    status: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, Any] | None = None
+    """The newest validation."""
+    num_steps: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not any((self.path / FILES[name]).exists() for name in ("config", "diagnostics")):
+            raise ConfigError([f"{self.path}: no such run; give a run's folder, e.g. runs/smoke"])
+        self._tail = Tail(self.path)
+        self._validations = Tail(self.path / FILES["validation"])
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    @property
+    def is_over(self) -> bool:
+        """A run that left no status is not waited for either."""
+        return self.state in ENDED or not self.status
+
+    @property
+    def stages(self) -> list[StageProgress]:
+        return self.model.stages(num_steps=self.num_steps, state=self.state)
+
+    def silence(self) -> float | None:
+        """Seconds since the last row, by this machine's clock."""
+        last = self.model.last_time
+        if last is None:
+            return None
+        return max(0.0, (datetime.now(timezone.utc) - last).total_seconds())
+
+    def look(self) -> None:
+        """Reads what was written since the last look."""
+        # The status first: a run that has ended has written all of its rows.
+        self.status = read_status(self.path)
+        self.num_steps = self._planned_steps()
+        generation = self._tail.generation
+        rows = self._tail.poll()
+        if self._tail.generation != generation:
+            self.model = RunModel()
+        self.model.add(own_rows(self.path, stream_path(self.path), rows))
+        generation = self._validations.generation
+        found = self._validations.poll()
+        if self._validations.generation != generation:
+            self.validation = None
+        self.validation = found[-1] if found else self.validation
+
+    def _planned_steps(self) -> dict[str, int]:
+        """By the status, which knows stages given in epochs too, or else by the configuration."""
+        told = self.status.get("num_steps")
+        if isinstance(told, dict):
+            return {str(name): steps for name, steps in told.items() if isinstance(steps, int)}
+        try:
+            text = (self.path / FILES["config"]).read_text(encoding="utf-8")
+            train = yaml.safe_load(text)["train"]
+            found = {name: train[f"stage_{name.lower()}"]["steps"] for name in STAGES}
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            return {}
+        return {name: steps for name, steps in found.items() if isinstance(steps, int)}
+
+    def result(self) -> dict[str, Any] | None:
+        """What Stage C found; None before."""
+        try:
+            found = json.loads((self.path / FILES["metrics"]).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None

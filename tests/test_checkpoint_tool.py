@@ -1,0 +1,233 @@
+"""``latentwire checkpoint``, and the exported wire, on a run of four steps by two ranks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jobs
+import pytest
+import torch
+from conftest import small_overrides
+from launching import python
+
+import latentwire
+from latentwire import config_file
+from latentwire.checkpoint_tool import main
+from latentwire.checkpointing import commit
+from latentwire.config import ConfigError
+from latentwire.data.loader import global_batch
+from latentwire.distributed.assembly import assemble
+from latentwire.distributed.groups import ProcessGroups
+from latentwire.evaluation.runner import held_out
+from latentwire.testing import run_distributed
+from latentwire.training import run
+from latentwire.training.preflight import preflight
+from latentwire.training.stage_c import open_source_for
+from latentwire.wire.exported import ExportedWire
+
+
+@pytest.fixture(scope="module")
+def trained(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished run's folder, and its overrides."""
+    root = tmp_path_factory.mktemp("trained")
+    overrides = small_overrides(
+        pair,
+        root,
+        "train.stage_a.steps=4",
+        "train.stage_b.steps=0",
+        "checkpoint.interval=2",
+        "gist.use_gist_head=true",
+        "wire.refiner.layers=1",
+    )
+    run_distributed(train_on_rank, 2, overrides)
+    return root / "runs" / "test", overrides
+
+
+def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
+    config = config_file.load("smoke", overrides)
+    return run.train(preflight(config, world_size=world_size)).state
+
+
+def checkpoints(folder: Path) -> Path:
+    return (folder / "ckpt").resolve()
+
+
+def test_list_and_verify(
+    trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    assert main(["list", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("stageA/step-00000002") and lines[1].endswith("valid")
+    assert lines[2].startswith("stageA/step-00000004") and lines[2].endswith("latest")
+    assert main(["verify", str(folder)]) == 0
+    assert "2 steps, 0 damaged" in capsys.readouterr().out
+
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoints(folder), copy)
+    path = next((copy / "stageA" / "step-00000002" / "encoder").glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert main(["verify", str(copy)]) == 1
+    out = capsys.readouterr().out
+    assert "stageA/step-00000002: DAMAGED" in out and str(path) in out and "(tensors " in out
+    assert main(["verify", str(copy / "stageA" / "step-00000004")]) == 0
+    (copy / "stageA" / "step-00000004" / "trainer.json").unlink()
+    capsys.readouterr()
+    assert main(["list", str(copy)]) == 0
+    assert "trainer.json cannot be read" in capsys.readouterr().out
+
+
+def test_diff(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    root = checkpoints(trained[0])
+    one, two = (str(root / "stageA" / f"step-0000000{number}") for number in (2, 4))
+    assert main(["diff", one, one]) == 0
+    assert "no difference" in capsys.readouterr().out
+    assert main(["diff", one, two]) == 1
+    out = capsys.readouterr().out
+    names = ("encoder", "refiner", "adapter_qwen", "deep_prefix_llama", "gist_llama")
+    for name in names:
+        assert f"{name} weight: " in out and f"{name} exp_avg: " in out, name
+    assert "config " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["list", "nowhere"], "holds no checkpoints"),
+        (["verify", "nowhere"], "holds no checkpoints"),
+        (["diff", "nowhere", "nowhere"], "holds no checkpoints"),
+        (["export", "nowhere", "out"], "holds no checkpoints"),
+        (["explode"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_bad_input_ends_in_a_message(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+def latents_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, torch.Tensor]:
+    """What the run's own job reads for some texts, after loading its newest step."""
+    config = config_file.load("smoke", overrides)
+    plan = preflight(config, world_size=world_size)
+    groups = ProcessGroups(plan.topology, device=torch.device("cpu"), timeout=60)
+    job = assemble(config, groups)
+    jobs.load_job(job, commit.newest(plan.checkpoint_folder), with_optimizer=False)
+    job.wire.eval()
+    examples = held_out(open_source_for(plan, "test"), seed=0, samples=3)
+    batch = global_batch(examples, job.any_prompts)
+    with torch.no_grad():
+        latents = job.latents(batch)
+        counts = torch.tensor([job.tokenizer.num_latents(text) for text in batch.texts])
+        read = {f"read {name}": job.wire.inject(name, latents, counts) for name in job.decoders}
+    return {"latents": latents} | {name: found.vectors for name, found in read.items()}
+
+
+def exported(trained: tuple[Path, list[str]], out: Path) -> Path:
+    assert main(["export", str(trained[0]), str(out)]) == 0
+    return out
+
+
+def test_an_export_reads_as_the_run_did(
+    trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, overrides = trained
+    out = exported(trained, tmp_path / "wire")
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("README.md", "config.json", "encoder", "model.safetensors")
+    ]
+    assert not list((out / "encoder").glob("*.safetensors")), "no frozen model's weights"
+    assert main(["export", str(folder), str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+    (expected,) = run_distributed(latents_on_rank, 1, overrides)
+    wire = latentwire.load_wire(out)
+    config = config_file.load("smoke", overrides)
+    plan = preflight(config, world_size=1)
+    examples = held_out(open_source_for(plan, "test"), seed=0, samples=3)
+    texts = list(dict.fromkeys(example.context for example in examples))
+    found = wire.encode(texts)
+    assert torch.equal(found.vectors, expected["latents"][: len(texts)])
+    for name in wire.decoders:
+        assert torch.equal(wire.inject(name, found).vectors, expected[f"read {name}"])
+    shorter = wire.encode(texts, ratio=20)
+    assert (shorter.counts < found.counts).all()
+    with pytest.raises(ValueError, match="no decoder 'mistral'; there are llama, qwen"):
+        wire.inject("mistral", found)
+
+    # As the hub would have it: saved again, and opened by its class.
+    again = tmp_path / "again"
+    wire.save_pretrained(again)
+    reopened = ExportedWire.from_pretrained(str(again))
+    assert torch.equal(reopened.encode(texts).vectors, found.vectors)
+
+
+def test_an_export_is_pushed_as_it_is(
+    trained: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``push_to_hub`` uploads the folder that ``save_pretrained`` writes."""
+    from huggingface_hub import HfApi
+
+    sent: dict[str, list[str]] = {}
+
+    class Repo:
+        repo_id = "me/wire"
+
+    def upload(self: HfApi, *, folder_path: Path, **more: object) -> str:
+        sent["files"] = sorted(
+            str(path.relative_to(folder_path)) for path in Path(folder_path).rglob("*")
+        )
+        return "done"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, *a, **k: Repo())
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    latentwire.load_wire(exported(trained, tmp_path / "wire")).push_to_hub("me/wire")
+    assert {"config.json", "model.safetensors", "README.md", "encoder/config.json"} <= set(
+        sent["files"]
+    )
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "format", "tensor"])
+def test_a_damaged_export_is_refused_by_file(
+    damage: str, trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out = exported(trained, tmp_path / "wire")
+    if damage == "format":
+        tree = json.loads((out / "config.json").read_text()) | {"latentwire_format": 9}
+        (out / "config.json").write_text(json.dumps(tree))
+    elif damage == "tensor":
+        weights = load_file(out / "model.safetensors")
+        weights.pop(sorted(weights)[0])
+        save_file(weights, out / "model.safetensors")
+    else:
+        (out / damage).write_bytes(b"{")
+    with pytest.raises(ConfigError) as caught:
+        latentwire.load_wire(out)
+    named = {"format": "config.json", "tensor": "model.safetensors"}.get(damage, damage)
+    assert named in str(caught.value)
+
+
+@pytest.mark.slow
+def test_an_export_evaluates_as_the_run_did(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    folder, _ = trained
+    out = exported(trained, tmp_path / "wire")
+    options = [f"run.root={tmp_path / 'runs'}", f"checkpoint.root={tmp_path / 'checkpoints'}"]
+    found = python("-m", "latentwire.cli", "eval", "--wire", str(out), *options, nproc=2)
+    assert found.returncode == 0, found.stderr
+    own = json.loads((folder / "metrics.json").read_text())
+    again = json.loads((tmp_path / "runs" / "test-exported" / "metrics.json").read_text())
+    assert again.pop("checkpoint")["which"] == "exported"
+    own.pop("checkpoint")
+    assert again == own
+    refused = python("-m", "latentwire.cli", "train", "--wire", str(out))
+    assert refused.returncode == 2 and "evaluated, not trained" in refused.stderr
+    refused = python("-m", "latentwire.cli", "eval", "--wire", str(tmp_path))
+    assert refused.returncode == 2 and "is no exported wire" in refused.stderr

@@ -10,29 +10,26 @@ from torch import Tensor
 
 from latentwire.distributed.adamw import MOMENTS
 from latentwire.distributed.sharding import UnitState
+from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS, part_of_decoder, part_of_shared
 
 PARTS = ("weight", *MOMENTS)
 """First word of a tensor's key: the fp32 master weight, or a moment."""
 _ADAPTER = "adapter_"
-_OF_DECODER = {"prefix": "deep_prefix", "gist": "gist", "lora": "lora"}
-_OF_ENCODER = {"refiner": "refiner"}
 
 
 def component_of(unit: str, parameter: str) -> str:
     """The component that a unit's parameter belongs to, e.g. ``deep_prefix_<decoder>``."""
     if not unit.startswith(_ADAPTER):
-        words = parameter.split(".")
-        return _OF_ENCODER.get(words[1] if len(words) > 1 else "", unit)
-    first = parameter.split(".", 1)[0].removesuffix("_slots")
-    return f"{_OF_DECODER.get(first, 'adapter')}_{unit.removeprefix(_ADAPTER)}"
+        return part_of_shared(parameter)
+    return f"{part_of_decoder(parameter)}_{unit.removeprefix(_ADAPTER)}"
 
 
 def unit_of(component: str) -> str:
     """The unit that a component belongs to."""
-    for kind in _OF_DECODER.values():
-        if component.startswith(f"{kind}_"):
-            return _ADAPTER + component.removeprefix(f"{kind}_")
-    return "encoder" if component in _OF_ENCODER.values() else component
+    if component in SHARED_PARTS:
+        return "encoder"
+    part = next(part for part in DECODER_PARTS if component.startswith(f"{part}_"))
+    return _ADAPTER + component.removeprefix(f"{part}_")
 
 
 def by_component(unit: str, state: UnitState) -> dict[str, dict[str, Tensor]]:

@@ -49,6 +49,9 @@ class Large(nn.Module):
             x = block(x)
         return x
 
+    def part_of(self, name: str) -> str:
+        return "encoder"
+
     def parameter_groups(self) -> dict[str, Any]:
         return {"encoder": list(self.named_parameters())}
 

@@ -35,6 +35,9 @@ class Mixed(nn.Module):
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         return {"adapter": list(self.named_parameters())}
 
+    def part_of(self, name: str) -> str:
+        return "adapter"
+
     def forward(self, x: Tensor) -> Tensor:
         return (x @ self.large.T).tanh().sum() + (self.small**2).sum() + (x @ self.vector).sum()
 

@@ -99,6 +99,7 @@ def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
         "checkpoint.interval=0",
         "diagnostics.log_interval=1",
         "diagnostics.grad_diag_interval=1",
+        "diagnostics.grad_diag_units=none",
         "eval.samples=12",
         "eval.batch_size=12",
         *more,

@@ -93,7 +93,7 @@ def _locked(plan: Plan) -> AbstractContextManager[object]:
     """The run, for this job alone; rank 0 has it for all."""
     if process_groups.launch_rank() != 0:
         return nullcontext()
-    return RunLock(plan.run_folder, plan.checkpoint_folder)
+    return RunLock({"run.root": plan.run_folder, "checkpoint.root": plan.checkpoint_folder})
 
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -24,20 +25,20 @@ class RunLock:
     people who does. On a file system that has no locks the run goes on without.
 
     Args:
-        folders: are made if they are not there.
+        folders: by the key that sets the folder around each; made if they are not there.
 
     Raises:
-        ConfigError: on entering, when another process holds one of them.
+        ConfigError: on entering, when another process holds one of them, or one cannot be made.
     """
 
-    def __init__(self, *folders: Path) -> None:
-        self._folders = folders
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = dict(folders)
         self._held = ExitStack()
 
     def __enter__(self) -> "RunLock":
         with ExitStack() as held:
-            for folder in self._folders:
-                held.enter_context(_locked(folder))
+            for key, folder in self._folders.items():
+                held.enter_context(_locked(key, folder))
             self._held = held.pop_all()
         return self
 
@@ -45,13 +46,13 @@ class RunLock:
         self._held.close()
 
 
-def _locked(folder: Path) -> IO[str]:
+def _locked(key: str, folder: Path) -> IO[str]:
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"run.tag: {path} cannot be written: {error.strerror}"]) from None
+        raise ConfigError([f"{key}: '{folder.parent}' cannot be written: {error}"]) from None
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         try:

@@ -18,7 +18,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from latentwire.training.run_lock import RunLock
-with RunLock(*map(Path, sys.argv[1:])):
+with RunLock({"run.root": Path(sys.argv[1])}):
     print("held", flush=True)
     time.sleep(120)
 """
@@ -41,23 +41,23 @@ def holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> subprocess.Popen[
 def test_another_job_is_named_and_a_killed_one_holds_nothing(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
-    folders = (tmp_path / "a", tmp_path / "b")
-    with pytest.raises(ConfigError, match=f"another job has .*b.*{holder.pid}"), RunLock(*folders):
+    folders = {"run.root": tmp_path / "a", "checkpoint.root": tmp_path / "b"}
+    with pytest.raises(ConfigError, match=f"another job has .*b.*{holder.pid}"), RunLock(folders):
         pass
-    with RunLock(folders[0]):
+    with RunLock({"run.root": tmp_path / "a"}):
         pass  # the first was let go when the second was refused
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait(timeout=30)
-    with RunLock(*folders):
-        assert str(os.getpid()) in (folders[1] / run_lock.FILE).read_text()
-    with RunLock(*folders):
+    with RunLock(folders):
+        assert str(os.getpid()) in (tmp_path / "b" / run_lock.FILE).read_text()
+    with RunLock(folders):
         pass
 
 
 def test_a_second_trainer_is_refused_and_touches_nothing(pair: Path, tmp_path: Path) -> None:
     overrides = small_overrides(pair, tmp_path)
     folder = tmp_path / "runs" / "test"
-    with RunLock(folder, tmp_path / "checkpoints" / "test"):
+    with RunLock({"run.root": folder, "checkpoint.root": tmp_path / "checkpoints" / "test"}):
         found = python("-m", "latentwire.train", *overrides)
         assert found.returncode == 2, found.stderr
         assert "another job has" in found.stderr and str(os.getpid()) in found.stderr

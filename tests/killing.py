@@ -14,6 +14,8 @@ from latentwire.checkpointing.manifest import content_problems, read_manifest
 
 Target = Literal["rank 0", "rank 1", "job"]
 Moment = Literal["training", "saving"]
+_FURTHEST = 12
+"""Steps that a job may make before it is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,14 @@ def _kill_once(
     run, checkpoints = root / "runs" / tag, root / "checkpoints" / tag
     target: Target = draw.choice(("rank 0", "rank 1", "job"))
     moment: Moment = draw.choice(("training", "saving"))
-    delay = draw.uniform(0, 1.0 if moment == "training" else 0.03)
-    before = reached(run)
+    more = draw.randint(1, _FURTHEST)
+    delay = draw.uniform(0, 0.2 if moment == "training" else 0.03)
+    newest = commit.newest(checkpoints)
+    aim = more + (0 if newest is None else newest.number)
     process = processes.start(*overrides, log=log)
     try:
         moved = processes.wait_for(
-            lambda: resumed(log) and reached(run) != before or process.poll() is not None,
+            lambda: resumed(log) and reached(run) >= aim or process.poll() is not None,
             seconds=120,
         )
         assert moved and process.poll() is None, log.read_text()[-3000:]
@@ -73,12 +77,12 @@ def _kill_once(
             processes.wait_for(lambda: process.poll() is not None, seconds=10)
     finally:
         processes.kill_job(process)
-    newest = commit.newest(checkpoints)
+    left = commit.newest(checkpoints)
     return Point(
         target=target,
         moment=moment,
         reached=reached(run),
-        left=0 if newest is None else newest.number,
+        left=0 if left is None else left.number,
     )
 
 

@@ -126,6 +126,7 @@ def test_rows_tell_what_was_measured(pair: Path, tmp_path: Path) -> None:
         "objectives.k_start=1",
         "objectives.continuation=0.5",
         "diagnostics.grad_diag_interval=2",
+        "diagnostics.grad_diag_units=[]",
         "diagnostics.grad_diag_components=[tf,manifold]",
     )
     (rows,) = run_distributed(rows_on_rank, 1, overrides)

@@ -76,8 +76,8 @@ class CheckpointWriter:
         self._buffers = {name: HostBuffers() for name in units}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.last_stall = 0.0
-        """Seconds that training waited for the last save, the one before it included."""
+        self.is_saved = True
+        """Whether the last save ended well; known on every rank alike after ``wait``."""
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -101,8 +101,8 @@ class CheckpointWriter:
             SaveError: an earlier save failed, or without ``background`` this one, and the run is
                 to stop for that.
         """
-        start = time.perf_counter()
         self.wait()
+        self.is_saved = True
         copied = state.snapshot(place, self._units, self._groups, self._buffers)
         if self._settings.background:
             self._thread = threading.Thread(
@@ -112,7 +112,6 @@ class CheckpointWriter:
         else:
             self._run(copied)
             self.wait()
-        self.last_stall = time.perf_counter() - start
 
     def wait(self) -> None:
         """Waits for the save in flight; after it, every rank has the same outcome.
@@ -126,6 +125,7 @@ class CheckpointWriter:
         error, self._error = self._error, None
         if error is None:
             return
+        self.is_saved = False
         if not isinstance(error, SaveError) or self._settings.on_error == "stop":
             raise error
 

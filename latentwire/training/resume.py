@@ -79,6 +79,17 @@ def chosen(plan: Plan, last: Step | None, best_one: Best | None) -> Checkpoint:
     return Checkpoint(step=last, which="last")
 
 
+def agreed_best(plan: Plan, groups: ProcessGroups, best_one: Best | None) -> Best | None:
+    """The best checkpoint, unless it could not be saved. All must call."""
+    if best_one is None:
+        return None
+    is_there = groups.rank == 0 and best.find(plan.checkpoint_folder, best_one) is not None
+    if broadcast_json(is_there, groups.world):
+        return best_one
+    log.warning("the best checkpoint was not saved; the last one is evaluated")
+    return None
+
+
 def agreed_chosen(
     plan: Plan, groups: ProcessGroups, last: Step, best_one: Best | None
 ) -> Checkpoint:

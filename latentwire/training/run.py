@@ -97,7 +97,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         if reason:
             return stopped(plan, groups, reason, why=stop.reason)
         frozen.verify()
-        checkpoint = _load_chosen(plan, job, validator)
+        checkpoint = _load_chosen(plan, job, validator, is_saved=writer.is_saved)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 
@@ -125,12 +125,17 @@ def evaluate_only(plan: Plan) -> Outcome:
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 
-def _load_chosen(plan: Plan, job: Job, validator: Validator) -> Checkpoint:
-    """Puts the checkpoint that is evaluated into the units, unless they hold it already."""
+def _load_chosen(plan: Plan, job: Job, validator: Validator, *, is_saved: bool) -> Checkpoint:
+    """Puts the checkpoint that is evaluated into the units, unless they hold it already.
+
+    Args:
+        is_saved: the units are as they were last saved.
+    """
     found = resume.agreed_newest(plan, job.groups)
     last = found[0] if found else None
-    checkpoint = resume.chosen(plan, last, validator.standing.best)
-    if checkpoint.step != last:
+    best_one = resume.agreed_best(plan, job.groups, validator.standing.best)
+    checkpoint = resume.chosen(plan, last, best_one)
+    if checkpoint.step is not None and (checkpoint.step != last or not is_saved):
         _load(checkpoint, job)
     return checkpoint
 

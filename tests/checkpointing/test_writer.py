@@ -129,8 +129,10 @@ def save_with_trouble_on_rank(
             writer.wait()
         except SaveError as error:
             said, number = str(error), error.errno
+    was_saved = writer.is_saved
     writer.save(at(3))
     writer.close()
+    assert writer.is_saved and not was_saved
     return {"said": said, "errno": number, "asked": bool(asked)}
 
 

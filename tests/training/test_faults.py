@@ -80,3 +80,27 @@ def test_a_full_disk_is_said_and_loses_nothing(
     assert "resumed from" in errors
     assert status(small_disk)["state"] == "finished"
     assert not list((small_disk / "checkpoints/test/stageA").glob("*.tmp"))
+
+
+def test_a_run_that_goes_on_without_saving_evaluates_what_it_saved(
+    pair: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    """The wire in memory is further than any step on disk; metrics name the step they are of."""
+    overrides = small_overrides(
+        pair,
+        small_disk,
+        "train.stage_a.steps=9",
+        "checkpoint.interval=3",
+        "checkpoint.keep_last=0",
+        "checkpoint.on_error=continue",
+        "train.stage_b.steps=0",
+    )
+    process = start(*overrides)
+    _, errors = process.communicate(timeout=150)
+    assert process.returncode == 0, errors
+    assert "could not be saved" in errors and "the run goes on" in errors
+    steps = sorted((small_disk / "checkpoints/test/stageA").glob("step-????????"))
+    assert steps and steps[-1].name != "step-00000009"
+    assert f"loaded {steps[-1]}" in errors
+    metrics = json.loads((small_disk / "runs/test/metrics.json").read_text())
+    assert f"step-{metrics['checkpoint']['step']:08d}" == steps[-1].name

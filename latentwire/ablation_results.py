@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.config import Config, ConfigError
+from latentwire.diagnostics import reading
 from latentwire.evaluation.arms import OF_RATIO, at_ratio, ratio_of
 from latentwire.evaluation.metrics import exact_match, normalised_score
 from latentwire.training.status import FILES, diagnostics_path
@@ -80,10 +81,7 @@ def harvest(folder: Path, config: Config, *, row: str, digest: str) -> Result:
         for name, decoder in metrics["decoders"].items()
     }
     rows = [
-        line
-        for line in _lines(diagnostics_path(folder))
-        # Files of before there were kinds hold steps only.
-        if line.get("kind", "step") == "step" and not line["skipped"]
+        row for row in reading.rows(diagnostics_path(folder), kind="step") if not row["skipped"]
     ]
     asked, right = _by_document(_lines(folder / FILES["predictions"]), own)
     return Result(

@@ -45,6 +45,9 @@ class Place:
     """What the validations so far, one at this step included, came to."""
     balance: Mapping[str, float] = field(default_factory=dict)
     """Multipliers of the objectives' weights, where they are balanced."""
+    health: Mapping[str, Any] = field(default_factory=dict)
+    """What the wire's later gauges are judged by: how large the weights were when training began,
+    and the gauges so far."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,25 @@ _BATCH = 24
 """Examples that are read at once, or a little more."""
 
 
-def weight_squares(units: Mapping[str, ShardedUnit]) -> dict[str, dict[str, float]]:
-    """Squared size of this rank's share of the weights, by unit and part."""
-    return {
-        name: {part: _square(own) for part, own in unit.local_weights().items()}
-        for name, unit in units.items()
+WeightSquares = dict[str, dict[str, float]]
+"""Squared size of the whole weights, by unit and part."""
+
+
+def weight_squares(job: Job) -> WeightSquares:
+    """Of every unit of the job, the same on every rank. All ranks must call."""
+    own = {
+        name: {part: _square(weights) for part, weights in unit.local_weights().items()}
+        for name, unit in job.units.items()
     }
+    ranks = gather_json(own, job.groups.world)
+    total: WeightSquares = {}
+    for rank in ranks or ():
+        for unit, parts in rank.items():
+            sums = total.setdefault(unit, {})
+            for part, square in parts.items():
+                sums[part] = sums.get(part, 0.0) + square
+    agreed: WeightSquares = broadcast_json(total, job.groups.world)
+    return agreed
 
 
 class UpdateProbe:
@@ -65,7 +78,7 @@ def measure(
     held_out: Sequence[Example],
     trained: Sequence[Example],
     updates: Mapping[str, Mapping[str, tuple[float, float]]],
-    start: Mapping[str, Mapping[str, float]],
+    start: WeightSquares,
 ) -> dict[str, dict[str, Any]]:
     """Every decoder's gauges, the same on every rank. All ranks must call.
 
@@ -85,11 +98,11 @@ def measure(
             own[name] |= taught
     job.wire.train()
     world = job.groups.world
-    ranks = gather_json({"read": own, "updates": updates, "start": start}, world)
+    ranks = gather_json({"read": own, "updates": updates}, world)
     found = None
     if ranks is not None:
         names = [spec.decoder for spec in job.groups.topology.groups]
-        found = {name: _of_decoder(name, ranks) | shape for name in names}
+        found = {name: _of_decoder(name, ranks, start) | shape for name in names}
     agreed: dict[str, dict[str, Any]] = broadcast_json(found, world)
     return agreed
 
@@ -177,7 +190,9 @@ def _teachers_losses(job: Job, examples: Sequence[Example]) -> dict[str, dict[st
     return found
 
 
-def _of_decoder(name: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _of_decoder(
+    name: str, ranks: Sequence[Mapping[str, Any]], start: WeightSquares
+) -> dict[str, Any]:
     """One decoder's gauges from what its ranks have summed."""
     parts = [rank["read"][name] for rank in ranks if name in rank["read"]]
     total = {key: sum(part[key] for part in parts) for key in ("tokens", "taught_tokens")}
@@ -201,23 +216,25 @@ def _of_decoder(name: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "prediction_diversity": len(Counter(predicted)) / len(Counter(gold)),
         "wire_rms": rms,
         "wire_rms_ratio": rms / embedding_rms,
-        **_update_ratios(name, ranks),
+        **_update_ratios(name, ranks, start),
     }
 
 
-def _update_ratios(name: str, ranks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    sums: dict[str, list[float]] = {}
-    for rank in ranks:
-        for unit in ("encoder", f"adapter_{name}"):
+def _update_ratios(
+    name: str, ranks: Sequence[Mapping[str, Any]], start: WeightSquares
+) -> dict[str, float]:
+    found = {}
+    for unit in ("encoder", f"adapter_{name}"):
+        sums: dict[str, list[float]] = {}
+        for rank in ranks:
             for part, (update, weight) in rank["updates"].get(unit, {}).items():
-                own = sums.setdefault(part, [0.0, 0.0, 0.0])
+                own = sums.setdefault(part, [0.0, 0.0])
                 own[0] += update
                 own[1] += weight
-                own[2] += rank["start"][unit][part]
-    found = {}
-    for part, (update, weight, start) in sums.items():
-        found[f"update_ratio/{part}"] = math.sqrt(update / weight) if weight else 0.0
-        found[f"weight_growth/{part}"] = math.sqrt(weight / start) if start else 1.0
+        for part, (update, weight) in sums.items():
+            before = start[unit][part]
+            found[f"update_ratio/{part}"] = math.sqrt(update / weight) if weight else 0.0
+            found[f"weight_growth/{part}"] = math.sqrt(weight / before) if before else 1.0
     return found
 
 

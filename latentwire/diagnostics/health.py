@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 State = Literal["warming", "alive", "collapsed", "exploding"]
@@ -49,11 +49,16 @@ class Health:
 
     Args:
         warmup: steps that a wire may take before it must read better than a wrong one.
+        past: of an earlier process of the run, as ``past`` gave it.
     """
 
-    def __init__(self, *, warmup: int) -> None:
+    def __init__(self, *, warmup: int, past: Mapping[str, Any] | None = None) -> None:
         self._warmup = warmup
-        self._past: dict[str, _Past] = {}
+        self._past = {decoder: _Past(**each) for decoder, each in (past or {}).items()}
+
+    def past(self) -> dict[str, Any]:
+        """What later verdicts need of the gauges so far, by decoder, as JSON holds it."""
+        return {decoder: asdict(each) for decoder, each in self._past.items()}
 
     def judge(
         self,

@@ -1,6 +1,6 @@
 """Examines the wire while it trains: gauges at intervals, judged, as rows for the stream."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentwire.data.example import Example
@@ -13,21 +13,35 @@ from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS
 
 
 class Doctor:
-    """Examines one run on one rank; all ranks examine in step.
+    """Examines one run on one rank; all ranks examine in step, and all must make one.
 
     Args:
         examples: held out, the same on every rank; may be empty with interval 0.
         stages: of the run, in order.
+        memory: of the run before it was resumed, as ``memory`` gave it.
     """
 
-    def __init__(self, job: Job, examples: Sequence[Example], *, stages: Sequence[Stage]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        examples: Sequence[Example],
+        *,
+        stages: Sequence[Stage],
+        memory: Mapping[str, Any] | None = None,
+    ) -> None:
+        memory = memory or {}
         self.rank = job.groups.rank
         self.stops_on_collapse = job.config.diagnostics.stop_on_collapse
         self._job = job
         self._examples = examples
         self._lengths = {stage.name: stage.num_steps for stage in stages}
-        self._start = weight_squares(job.units) if examples else {}
-        self._health = Health(warmup=job.config.diagnostics.health_warmup)
+        self._start = memory.get("start") or (weight_squares(job) if examples else {})
+        warmup = job.config.diagnostics.health_warmup
+        self._health = Health(warmup=warmup, past=memory.get("past"))
+
+    def memory(self) -> dict[str, Any]:
+        """What a resumed run needs to judge as this one would, as JSON holds it."""
+        return {"start": self._start, "past": self._health.past()}
 
     def examine(self, step: StepRecord) -> list[dict[str, Any]]:
         """A row of gauges for each decoder of the job, the same on every rank. All must call."""

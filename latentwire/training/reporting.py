@@ -111,6 +111,10 @@ class Reporter:
                 + "; ".join(first["reasons"]),
             )
 
+    def health_memory(self) -> dict[str, Any]:
+        """What a resumed run needs to judge the wire as this one would."""
+        return self._doctor.memory()
+
     def flush(self) -> None:
         """Before a checkpoint: a run that goes on from it has every row up to it."""
         if not self._stream.flush():

@@ -262,7 +262,8 @@ def _train_stages(
         settings=plan.config.diagnostics,
         after=(place.stage, place.step) if place else ("A", 0),
     )
-    doctor = Doctor(job, draw_health(plan.config), stages=stages)
+    memory = place.health if place else None
+    doctor = Doctor(job, draw_health(plan.config), stages=stages, memory=memory)
     # Outside of whatever writes the stream, so that the last rows are handed on too.
     with _feed(plan, job.groups), Reporter(plan.run_folder, stream, doctor, stop=stop) as reporter:
         return _train_with(plan, job, stages, place, validator, stop, writer, reporter)
@@ -281,7 +282,8 @@ def _train_with(
     def save(stage: str, step: int) -> None:
         # Rows up to a step that a run may go on from are in the file by then.
         reporter.flush()
-        writer.save(place_at(stages, stage, step, trainer, validator))
+        health = reporter.health_memory()
+        writer.save(place_at(stages, stage, step, trainer, validator, health=health))
 
     trainer = Trainer(
         job,

@@ -52,7 +52,13 @@ def open_writer(
 
 
 def place_at(
-    stages: Sequence[Stage], stage: str, step: int, trainer: Trainer, validator: Validator
+    stages: Sequence[Stage],
+    stage: str,
+    step: int,
+    trainer: Trainer,
+    validator: Validator,
+    *,
+    health: Mapping[str, Any],
 ) -> Place:
     """Where the run stands after ``step`` of ``stage``."""
     own = next(found for found in stages if found.name == stage)
@@ -65,6 +71,7 @@ def place_at(
         schedules=_schedules(own.plan(step)),
         validation=validator.standing,
         balance=trainer.auto_weights.balance.state(),
+        health=health,
     )
 
 

@@ -33,7 +33,8 @@ def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "diagnostics.jsonl").read_text().splitlines()
     keep_out = ("time", "sec_per_step", "step_seconds", "data_seconds", "save_seconds")
-    keep_out += ("peak_memory_bytes",)
+    keep_out += ("peak_memory_bytes", "slowest_ranks")
+    keep_out += ("step_seconds_min", "step_seconds_median", "step_seconds_max")
     return [{k: v for k, v in json.loads(line).items() if k not in keep_out} for line in lines]
 
 
@@ -56,6 +57,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
         "train.stage_a.warmup_text_latent_prob=0.5",
         "train.stage_b.steps=2",
         f"checkpoint.interval={STEPS // 2}",
+        "diagnostics.health_interval=1",
+        f"diagnostics.health_warmup={STEPS - 1}",
     )
     run_folder, checkpoints = tmp_path / "runs" / "test", tmp_path / "checkpoints" / "test"
     assert run_distributed(train_on_rank, 2, overrides) == ["finished", "finished"]
@@ -67,10 +70,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(pair: Path, tmp_path: Path) -
     schema = Draft202012Validator(load_schema())
     for line in (run_folder / "diagnostics.jsonl").read_text().splitlines():
         schema.validate(json.loads(line))
-    for row in rows:
+    health = [row for row in rows if row["kind"] == "health"]
+    # These go back to the run's beginning, which is before the kill.
+    assert all(row["weight_growth/adapter"] != 1 for row in health if row["stage"] == "B")
+    rows_of_steps = [row for row in rows if row["kind"] == "step"]
+    for row in rows_of_steps:
         for name in ("tf", "first", "kce", "kd", "span"):
             assert row[f"grad_{name}"] > 0, (name, row)
-    assert {(row["rank"], row["decoder"]) for row in rows} == {(0, "llama"), (1, "qwen")}
+    assert {(row["rank"], row["decoder"]) for row in rows_of_steps} == {(0, "llama"), (1, "qwen")}
 
     # Back to the middle of Stage A, as if the job had been killed after its first checkpoint.
     shutil.rmtree(checkpoints / "stageB")

@@ -1,8 +1,9 @@
 """A rank's end of the diagnostics stream: a bounded queue, and a thread that empties it.
 
-Training puts rows into the queue and never waits. A row stays in the queue until rank 0 says that
-it is written; what was sent over a connection that broke is sent again, and told apart there by
-its number.
+Training puts rows into the queue and never waits, nor wakes anyone: the thread looks by itself, a
+few times a second, so that a step pays for little more than its row. A row stays in the queue until
+rank 0 says that it is written; what was sent over a connection that broke is sent again, and told
+apart there by its number.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 WINDOW = 256
 """Rows that a rank may have sent and not yet seen written: what rank 0 must hold for it."""
+_PACE = 0.25
+"""Seconds from one look into the queue to the next."""
 _PATIENCE = 30.0
 """Seconds that one exchange with rank 0's end may take before the connection counts as broken."""
 
@@ -53,6 +56,9 @@ class Sender:
         """Leading rows of the queue that were sent over the present connection."""
         self._seq = 0
         self._dropped = 0
+        self._next_look = 0.0
+        self._num_flushing = 0
+        """Callers that wait for the queue to be empty: what they wait for is sent at once."""
         self._is_closing = False
         self._is_done = False
         self._trouble = ""
@@ -79,16 +85,16 @@ class Sender:
                 self._queue.append(_Waiting(row, has_norms(row)))
                 if len(self._queue) > self._capacity:
                     self._drop()
-            self._lock.notify_all()
-        self._poke()
 
     def flush(self, timeout: float) -> bool:
         """Waits until every row so far is written; False where that takes longer."""
-        deadline = time.monotonic() + timeout
         with self._lock:
-            return self._lock.wait_for(
-                lambda: not self._queue or self._is_done, max(0.0, deadline - time.monotonic())
-            )
+            self._num_flushing += 1
+        self._poke()
+        with self._lock:
+            is_empty = self._lock.wait_for(lambda: not self._queue or self._is_done, timeout)
+            self._num_flushing -= 1
+        return is_empty
 
     def close(self, timeout: float) -> bool:
         """Drains the queue for up to ``timeout`` seconds and says goodbye; False where rows are
@@ -161,16 +167,21 @@ class Sender:
             self._lock.wait_for(lambda: self._is_closing, seconds)
 
     def _exchange(self, connection: socket.socket) -> None:
-        """Sends what may be sent, then waits for news of either side."""
+        """Sends what may be sent where it is time to, then waits for news of either side."""
+        now = time.monotonic()
         with self._lock:
-            last = min(len(self._queue), WINDOW)
-            batch = [self._queue[index] for index in range(self._num_sent, last)]
-            frames = [waiting.frame or self._framed(waiting) for waiting in batch]
-            self._num_sent += len(frames)
+            frames: list[Frame] = []
+            # What does not fit into one look goes on as soon as there is room for it.
+            if now >= self._next_look or self._num_flushing or len(self._queue) > WINDOW:
+                last = min(len(self._queue), WINDOW)
+                batch = [self._queue[index] for index in range(self._num_sent, last)]
+                frames = [waiting.frame or self._framed(waiting) for waiting in batch]
+                self._num_sent += len(frames)
+                self._next_look = now + _PACE
         if frames:
             connection.sendall(b"".join(frame.encoded() for frame in frames))
-            # More may have come meanwhile.
-        readable, _, _ = select.select([connection, self._woken], [], [], 1.0)
+        pause = max(0.0, self._next_look - time.monotonic())
+        readable, _, _ = select.select([connection, self._woken], [], [], pause)
         if self._woken in readable:
             with contextlib.suppress(BlockingIOError):
                 while self._woken.recv(4096):

@@ -121,6 +121,10 @@ class Reporter:
             log.debug("diagnostics: rows are still on their way at this checkpoint")
 
 
+_STATUS_SECONDS = 0.5
+"""Between two writes of a running run's status."""
+
+
 class LiveStatus:
     """Keeps a running run's status up to date from a thread of its own: a slow or full disk holds
     nobody up."""
@@ -172,6 +176,8 @@ class LiveStatus:
                     self._is_failing = True
             if is_closing:
                 return
+            with self._lock:
+                self._lock.wait_for(lambda: self._is_closing, _STATUS_SECONDS)
 
 
 def progress_of(reduced: Mapping[str, Mapping[str, float]], step: StepRecord) -> dict[str, str]:

@@ -204,5 +204,7 @@ def test_short_curves_equal_the_single_process(pair: Path, tmp_path: Path) -> No
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", ["2 colocated", "3"])
 def test_long_curves_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
+    """Every backend with every encoder where groups differ."""
     world_size, more = LAYOUTS[layout]
-    check_curves(curve_overrides(pair, tmp_path, 24, *more), world_size, COMBINATIONS)
+    chosen = COMBINATIONS if layout == "3" else {name: COMBINATIONS[name] for name in SOME}
+    check_curves(curve_overrides(pair, tmp_path, 24, *more), world_size, chosen)

@@ -207,4 +207,4 @@ def test_long_curves_equal_the_single_process(layout: str, pair: Path, tmp_path:
     """Every backend with every encoder where groups differ."""
     world_size, more = LAYOUTS[layout]
     chosen = COMBINATIONS if layout == "3" else {name: COMBINATIONS[name] for name in SOME}
-    check_curves(curve_overrides(pair, tmp_path, 24, *more), world_size, chosen)
+    check_curves(curve_overrides(pair, tmp_path, 16, *more), world_size, chosen)

@@ -2,8 +2,10 @@
 
 ``python tests/soak.py --points 450 --out soak.jsonl`` goes on where an earlier call was stopped.
 Each point forks two ranks from a process that has imported everything, lets them resume, verify
-every byte and number, train and save, and kills one of them or both after at most two seconds. The
-state is a function of the step, so that a corrupt load cannot pass for a good one.
+every byte and number, train and save, and kills one of them or both within two seconds, some steps
+later. The state is a function of the step, so that a corrupt load cannot pass for a good one. What
+the ranks print goes to ``soak.log`` beside the points. Ends with 1 if anything was lost, or if most
+points had nothing to resume from: such a soak shows nothing.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what the first sharded tensor would import, once for all ranks
 import torch.distributed as dist
 from torch import Tensor
 
@@ -36,7 +39,9 @@ from latentwire.training.start import agreed_start
 INTERVAL = 5
 STEP_SECONDS = 0.004
 LONGEST = 2.0
-"""Seconds of a point, from the fork to the kill."""
+"""Seconds of a point at most, from the fork to the kill."""
+FURTHEST = 4 * INTERVAL
+"""Steps that a point may make before it is killed."""
 SHAPES = {"encoder.w": torch.Size([257, 512]), "encoder.refiner.b": torch.Size([3])}
 
 
@@ -67,10 +72,13 @@ class Numbers:
                 assert torch.equal(whole_tensor(tensors[name]), self.tensor(name, moment)), name
 
 
-def train(rank: int, root: str, store: str, steps: Any, start: Any, corrupt: Any) -> None:
+def train(rank: int, root: str, store: str, log: str, steps: Any, start: Any, corrupt: Any) -> None:
     """One rank: resumes, then trains and saves until it is killed."""
     torch.set_num_threads(1)
     os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     dist.init_process_group(
         "gloo",
         store=dist.FileStore(store, 2),
@@ -111,26 +119,38 @@ def train(rank: int, root: str, store: str, steps: Any, start: Any, corrupt: Any
             writer.save(Place(stage="A", step=unit.step, samples=unit.step))
 
 
+def passed(begin: float, share: float) -> bool:
+    """Whether that share of a point's longest time is over."""
+    return time.monotonic() - begin > LONGEST * share
+
+
 def one_point(number: int, root: Path, context: Any) -> dict[str, Any]:
     """Forks a job on the run, kills it, and looks at what is left."""
     draw = random.Random(number)
     target = draw.choice(("rank 0", "rank 1", "job"))
-    moment = draw.choice(("training", "saving"))
+    moment = draw.choice(("training", "saving", "resuming"))
+    more = draw.randint(1, FURTHEST)
     steps, start, corrupt = (context.Value("l", 0) for _ in range(3))
     before = commit.newest(root)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (str(root), f"{folder}/store", steps, start, corrupt)
+        arguments = (
+            str(root),
+            f"{folder}/store",
+            str(root.with_suffix(".log")),
+            steps,
+            start,
+            corrupt,
+        )
         ranks = [context.Process(target=train, args=(rank, *arguments)) for rank in (0, 1)]
         for rank in ranks:
             rank.start()
-        # Once it trains, a moment of it or of a save; before, the resume itself is the moment.
-        while steps.value == 0 and time.monotonic() - begin < LONGEST * 0.7:
+        aim = more + (before.number if before else 0)
+        while moment != "resuming" and steps.value < aim and not passed(begin, 0.7):
             time.sleep(0.001)
-        while moment == "saving" and time.monotonic() - begin < LONGEST * 0.8:
-            if any(root.glob("stage*/*.tmp")):
-                break
-        time.sleep(draw.uniform(0, 0.02 if moment == "saving" else LONGEST * 0.15))
+        while moment == "saving" and not any(root.glob("stage*/*.tmp")) and not passed(begin, 0.9):
+            pass
+        time.sleep(draw.uniform(0, 0.3 if moment == "resuming" else 0.02))
         took = time.monotonic() - begin
         doomed = ranks if target == "job" else [ranks[int(target[-1])]]
         for rank in doomed:
@@ -175,7 +195,8 @@ def main() -> int:
     summary = {
         "points": len(done),
         "resumes": sum(point["resumed"] for point in done),
-        "killed while training": sum(point["trained"] for point in done),
+        "killed while training or saving": sum(point["trained"] for point in done),
+        "last step": done[-1]["left"],
         "lost steps at most": max(point["lost"] for point in done),
         "interval": INTERVAL,
         "corrupt loads": sum(point["corrupt"] for point in done),
@@ -184,8 +205,9 @@ def main() -> int:
         "seconds of a point at most": max(point["seconds"] for point in done),
     }
     print(json.dumps(summary, indent=2))
-    bad = summary["corrupt loads"] or summary["went back"] or summary["latest invalid"]
-    return 1 if bad else 0
+    lost = summary["lost steps at most"] > 2 * INTERVAL  # one, and one while a save is in flight
+    bad = summary["corrupt loads"] or summary["went back"] or summary["latest invalid"] or lost
+    return 1 if bad or summary["resumes"] < len(done) / 2 else 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ Result = Mapping[str, torch.Tensor] | list[Any] | dict[str, Any] | None
 
 
 def run_distributed(
-    function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 120.0
+    function: Callable[..., Any], world_size: int, *arguments: Any, timeout: float = 240.0
 ) -> list[Any]:
     """Runs ``function(rank, world_size, *arguments)`` in ``world_size`` processes.
 

@@ -33,6 +33,7 @@ def pytest_configure() -> None:
             "transformers.models.qwen2.modeling_qwen2",
             "peft",
             "deepspeed",
+            "torch._dynamo",
         ]
     )
 
@@ -85,6 +86,8 @@ def small_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
         f"run.root={tmp_path / 'runs'}",
         f"checkpoint.root={tmp_path / 'checkpoints'}",
         "run.tag=test",
+        # An epoch that is quick to draw up.
+        "data.samples=960",
         "objectives.kd=1",
         "objectives.first=0.5",
         "wire.d_z=32",

@@ -9,6 +9,7 @@ commands:
   train        train and evaluate a wire (the same as python -m latentwire.train)
   eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
+  slurm        what the batch scripts of launch/slurm/ ask while a job runs
   ablate       switch every component on and off, and write what was learned
   checkpoint   list, verify, compare and export what a run has saved
   watch        show how a run goes, live or as plain lines
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": _train,
         "eval": _eval,
         "sweep": _sweep,
+        "slurm": _slurm,
         "ablate": _ablate,
         "checkpoint": _checkpoint,
         "watch": _watch,
@@ -63,6 +65,12 @@ def _sweep(arguments: list[str]) -> int:
     from latentwire.sweep import main as sweep
 
     return sweep(arguments)
+
+
+def _slurm(arguments: list[str]) -> int:
+    from latentwire.slurm import main as slurm
+
+    return slurm(arguments)
 
 
 def _ablate(arguments: list[str]) -> int:

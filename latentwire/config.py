@@ -130,7 +130,14 @@ class EvalConfig:
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig:
     timeout: float = 600.0
-    """Seconds after which a collective that a rank never joined ends the job."""
+    """Seconds that a rank waits for the others until the first step is done, and wherever they load
+    or write: one that is not there by then ends the job."""
+    step_timeout: float = 120.0
+    """The same after the first step of an attempt: one that does not answer is dead, hangs or
+    cannot be reached. Above the longest time between two ranks in a step."""
+    max_attempts: int = 3
+    """Attempts of a scheduler's job in a row that may end without a new checkpoint; then it is not
+    queued again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ _POSITIVE = (
     "optim.adapter_lr optim.prefix_lr train.batch_size train.accumulation "
     "diagnostics.log_interval diagnostics.queue_rows diagnostics.step_close_seconds "
     "diagnostics.drain_seconds diagnostics.health_samples eval.batch_size eval.max_new_tokens "
-    "distributed.timeout encoder.lora.alpha"
+    "distributed.timeout distributed.step_timeout distributed.max_attempts encoder.lora.alpha"
 ).split() + [
     f"{stage}.{name}"
     for stage in _STAGES

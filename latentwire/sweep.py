@@ -5,7 +5,6 @@ table.
 """
 
 import itertools
-import json
 import logging
 import re
 import sys
@@ -21,10 +20,11 @@ from latentwire import config_file
 from latentwire.arguments import Parser, add_run, with_flags
 from latentwire.config import ConfigError
 from latentwire.points import Point, Runner, is_finished
-from latentwire.sweep_table import Row, write_tables
+from latentwire.slurm import ArrayPoint, submit
+from latentwire.sweep_table import row_of, write_tables
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
-from latentwire.training.status import FILES, read_status
+from latentwire.training.status import read_status
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class Sweep:
     """Values of each swept key, as an override writes them."""
     nproc: int
     """Processes of each run."""
+    slurm: bool = False
+    """The points are submitted as an array of jobs, in place of being run here."""
 
 
 def axis_names(keys: Sequence[str]) -> list[str]:
@@ -104,6 +106,9 @@ def parse(arguments: Sequence[str]) -> tuple[Sweep, bool]:
     parser.add_argument("--list", action="append", default=[], metavar="KEY=A,B", dest="lists")
     parser.add_argument("--nproc", type=int, help="processes of each run (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="check and name the points, and end")
+    parser.add_argument(
+        "--slurm", action="store_true", help="submit the points as an array, by launch/slurm/"
+    )
     add_run(parser)
     parser.set_defaults(recipe=None)
     options = parser.parse_intermixed_args(list(arguments))
@@ -117,6 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[Sweep, bool]:
         overrides=(*overrides, *with_flags(options)),
         axes=axes | dict(map(_list_option, options.lists)),
         nproc=given.get("nproc", 1) if options.nproc is None else options.nproc,
+        slurm=options.slurm,
     )
     _check(sweep)
     return sweep, options.dry_run
@@ -188,8 +194,28 @@ def command(sweep: Sweep, point: Point) -> list[str]:
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1"),
         f"--nproc-per-node={sweep.nproc}",
         *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--local-addr=localhost"),
-        *("-m", "latentwire.train", "--recipe", sweep.recipe, *point.overrides),
+        *("-m", "latentwire.train", *_arguments(sweep, point)),
     ]
+
+
+def _arguments(sweep: Sweep, point: Point) -> list[str]:
+    return ["--recipe", sweep.recipe, *point.overrides]
+
+
+def _submit(sweep: Sweep, folder: Path, tag: str, every: Sequence[Point]) -> int:
+    """Submits what is left of a sweep; returns the exit code."""
+    array = [
+        ArrayPoint(
+            name=point.name,
+            values=point.values,
+            run=str(point.plan.run_folder),
+            arguments=tuple(_arguments(sweep, point)),
+        )
+        for point in every
+    ]
+    left = [number for number, point in enumerate(every) if not is_finished(point.plan)]
+    axes = axis_names(list(sweep.axes))
+    return submit(folder, tag, axes, array, left=left, nproc=sweep.nproc)
 
 
 def run(sweep: Sweep, folder: Path, tag: str, every: Sequence[Point]) -> int:
@@ -215,7 +241,8 @@ def run(sweep: Sweep, folder: Path, tag: str, every: Sequence[Point]) -> int:
         if point not in left:
             log.info("%s: finished before", places[point.name])
     runner.run(left)
-    text = write_tables(folder, tag, axis_names(list(sweep.axes)), [_row(p) for p in every])
+    rows = [row_of(point.name, point.values, point.plan.run_folder) for point in every]
+    text = write_tables(folder, tag, axis_names(list(sweep.axes)), rows)
     log.info("\n%s\nsweep.md, sweep.csv and sweep.svg are in %s", text, folder)
     if runner.stopped_by is not None:
         log.error("stopped by a signal; the same command goes on")
@@ -223,15 +250,6 @@ def run(sweep: Sweep, folder: Path, tag: str, every: Sequence[Point]) -> int:
     if failed:
         log.error("%d of %d points failed: %s", len(failed), len(every), ", ".join(failed))
     return 1 if failed else 0
-
-
-def _row(point: Point) -> Row:
-    folder = point.plan.run_folder
-    state = read_status(folder).get("state", "not started")
-    metrics = None
-    if state == "finished":
-        metrics = json.loads((folder / FILES["metrics"]).read_text(encoding="utf-8"))
-    return Row(name=point.name, values=point.values, state=str(state), metrics=metrics)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -250,4 +268,4 @@ def main(arguments: Sequence[str]) -> int:
     if dry_run:
         print("\n".join(point.plan.config.run.tag for point in every))
         return 0
-    return run(sweep, folder, tag, every)
+    return (_submit if sweep.slurm else run)(sweep, folder, tag, every)

@@ -2,13 +2,16 @@
 
 import csv
 import io
+import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentwire.svg import Line, Mark, plot
+from latentwire.training.status import FILES, read_status
 
 _COLUMNS = (
     "state decoder compression em em_low em_high f1 first_acc nll_per_token text_em wrong_wire_em"
@@ -26,6 +29,15 @@ class Row:
     state: str
     metrics: dict[str, Any] | None
     """Of Stage C; None as long as the point has not finished."""
+
+
+def row_of(name: str, values: Sequence[str], folder: Path) -> Row:
+    """A point as its run's folder has it."""
+    state = str(read_status(folder).get("state", "not started"))
+    metrics = None
+    if state == "finished":
+        metrics = json.loads((folder / FILES["metrics"]).read_text(encoding="utf-8"))
+    return Row(name=name, values=tuple(values), state=state, metrics=metrics)
 
 
 def write_tables(folder: Path, tag: str, axes: Sequence[str], rows: Sequence[Row]) -> str:
@@ -124,6 +136,7 @@ def picture(tag: str, rows: Sequence[Row]) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    fresh = path.with_name(f"{path.name}.tmp")
+    # Points of an array may end at the same time, on several machines.
+    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
 from latentwire import config_file
 from latentwire.arguments import Arguments, parse
 from latentwire.checkpointing.writer import SaveError
 from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
+from latentwire.distributed.peers import LostPeerError
 from latentwire.training import run
 from latentwire.training.dry_run import describe
 from latentwire.training.exported_eval import evaluate_exported, exported_config
@@ -42,9 +45,12 @@ def _train(options: Arguments) -> int:
     if options.wire is not None:
         raise ConfigError(["--wire: an exported wire is evaluated, not trained; latentwire eval"])
     config = config_file.load(options.recipe, options.overrides)
-    world_size = process_groups.launch_world_size()
     plan = preflight(
-        config, world_size=world_size, fresh=options.fresh, overwrite=options.overwrite
+        config,
+        world_size=process_groups.launch_world_size(),
+        ranks_per_node=process_groups.launch_ranks_per_node(),
+        fresh=options.fresh,
+        overwrite=options.overwrite,
     )
     if options.dry_run:
         if process_groups.launch_rank() == 0:
@@ -62,6 +68,7 @@ def _evaluate(options: Arguments) -> int:
     plan = preflight(
         config,
         world_size=process_groups.launch_world_size(),
+        ranks_per_node=process_groups.launch_ranks_per_node(),
         fresh=False,
         overwrite=False,
         evaluation=True,
@@ -72,7 +79,11 @@ def _evaluate(options: Arguments) -> int:
 def _evaluate_exported(folder: Path, options: Arguments) -> int:
     config = exported_config(folder, options.overrides)
     plan = preflight(
-        config, world_size=process_groups.launch_world_size(), evaluation=True, exported=True
+        config,
+        world_size=process_groups.launch_world_size(),
+        ranks_per_node=process_groups.launch_ranks_per_node(),
+        evaluation=True,
+        exported=True,
     )
     return _supervised(plan, lambda: evaluate_exported(plan, folder))
 
@@ -124,6 +135,11 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
         if process_groups.launch_rank() == 0:
             log.error("ended: %s", error)
         return 1
+    except LostPeerError as error:
+        earlier = _failed(plan.run_folder, error)
+        why = f" after {earlier}" if earlier else ""
+        log.error("ended%s: %s; the same command goes on from the last checkpoint", why, error)
+        return 1
     except RuntimeError as error:
         earlier = _failed(plan.run_folder, error)
         if earlier is None:
@@ -151,7 +167,10 @@ def _failed(folder: Path, error: BaseException) -> str | None:
 
     The first rank that fails is the one that knows why.
     """
-    reason = f"rank {process_groups.launch_rank()}: {type(error).__name__}: {error}"
+    # What is known in words needs no name of a class.
+    name = "" if isinstance(error, LostPeerError) else f"{type(error).__name__}: "
+    reason = f"rank {process_groups.launch_rank()}: {name}{error}"
+    _leave_error_file(error)
     try:
         before = read_status(folder)
         if before.get("state") == "failed":
@@ -160,6 +179,14 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     except OSError:
         log.error("the status could not be written: %s", reason)
     return None
+
+
+def _leave_error_file(error: BaseException) -> None:
+    """Where the launcher has asked for one: it then shows it with the rank that failed first."""
+    try:
+        get_error_handler().record_exception(error)
+    except OSError as failure:
+        log.error("the launcher's error file could not be written: %s", failure)
 
 
 def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int]) -> int:
@@ -178,6 +205,7 @@ def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int
 
 def _refuse(error: ConfigError, folder: Path | None) -> int:
     """Ends with code 2 and one message, printed by rank 0 only."""
+    _leave_error_file(error)
     rank = process_groups.launch_rank()
     if rank != 0:
         # Rank 0 finds the same problem and says so; ending first would have the launcher kill it

@@ -56,13 +56,13 @@ count_gpus() {
     case $wanted in
     "" | -1 | none | None | NoDevFiles)
         export CUDA_VISIBLE_DEVICES=""
-        say "CUDA_VISIBLE_DEVICES='$wanted': a run on the CPU with the embedded pair"
+        say "CUDA_VISIBLE_DEVICES='$wanted': a run on the CPU"
         return
         ;;
     esac
     num_gpus=$("$py" -c 'import torch; print(torch.cuda.device_count())')
     if [[ $wanted == all ]]; then
-        ((num_gpus)) || say "no GPU visible: a run on the CPU with the embedded pair"
+        ((num_gpus)) || say "no GPU visible: a run on the CPU"
         return
     fi
     asked=$(tr ',' '\n' <<<"$wanted" | grep -c .)

@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
             "points",
             "sweep",
             "sweep_table",
+            "slurm",
             "ablate",
             "ablation_report",
             "ablation_scores",

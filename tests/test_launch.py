@@ -15,7 +15,13 @@ from test_environment import CASES, LISTS
 from latentwire import config_file
 
 LAUNCH = REPOSITORY / "launch"
-SCRIPTS = sorted(path.name for path in LAUNCH.glob("*.sh"))
+SCRIPTS = sorted(
+    str(path.relative_to(LAUNCH))
+    for pattern in ("*.sh", "slurm/*")
+    for path in LAUNCH.glob(pattern)
+)
+SOURCED = ("common.sh", "slurm/env.sh")
+SUBMITTED = tuple(name for name in SCRIPTS if name.endswith(".sbatch"))
 SINGLE, MULTI = "run_llama_single.sh", "run_scoped_softprompt_multi.sh"
 
 
@@ -44,7 +50,7 @@ def start(
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_script_is_well_formed(script: str) -> None:
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
-    assert os.access(LAUNCH / script, os.X_OK) == (script != "common.sh")
+    assert os.access(LAUNCH / script, os.X_OK) == (script not in SOURCED + SUBMITTED)
     if shutil.which("shellcheck") is None:
         pytest.skip("needs shellcheck for the rest")
     subprocess.run(["shellcheck", "-x", LAUNCH / script], check=True, cwd=REPOSITORY)
@@ -155,6 +161,46 @@ def test_a_runner_leaves_a_whole_run(
     assert not (run / "diagnostics.jsonl").exists()
     status = yaml.safe_load((run / "status.json").read_text())
     assert (status["state"], status["files"]["diagnostics"]) == ("finished", "own log/stream.jsonl")
+
+
+# --- torchrun
+
+
+def test_torchrun_refuses_what_makes_no_sense_before_anything_starts(tmp_path: Path) -> None:
+    for variables, words in (
+        ({"NNODES": "two"}, "NNODES must be a whole number, 1 or more, not 'two'"),
+        ({"NNODES": "2"}, "NNODES=2 needs HEAD_NODE"),
+        ({"MAX_RESTARTS": "-1"}, "MAX_RESTARTS must be"),
+        ({"RDZV_TIMEOUT": "5"}, "RDZV_TIMEOUT must be a whole number, 60 or more"),
+        ({"NPROC": "0"}, "NPROC must be a positive integer"),
+    ):
+        result = start("torchrun.sh", "--recipe", "smoke", cwd=tmp_path, **variables)
+        assert result.returncode == 2 and words in result.stderr, result.stderr
+    assert "launch/torchrun.sh [train|eval]" in start("torchrun.sh", "-h", cwd=tmp_path).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["train", "eval"])
+def test_torchrun_hands_its_arguments_on(first: str, checkout: Path) -> None:
+    (checkout / "launch").mkdir()
+    for name in ("torchrun.sh", "common.sh"):
+        shutil.copy(LAUNCH / name, checkout / "launch")
+    environment = {key: value for key, value in os.environ.items() if key != "NPROC"}
+    subprocess.run(
+        [checkout / "launch" / "torchrun.sh", first, "--recipe", "a b"],
+        check=True,
+        capture_output=True,
+        cwd=checkout,
+        env=environment
+        | {"LATENTWIRE_SKIP_SETUP": "1", "NNODES": "3", "NPROC": "4", "HEAD_NODE": "h"}
+        | {"RDZV_PORT": "7", "RDZV_ID": "j", "MAX_RESTARTS": "2", "LOG_DIR": "l"},
+    )
+    (call,) = (checkout / ".venv" / "bin" / "calls").read_text().splitlines()
+    for word in ("--nnodes=3", "--nproc-per-node=4", "--rdzv-endpoint=h:7", "--rdzv-id=j"):
+        assert f" {word} " in call
+    assert " --max-restarts=2 --log-dir=l " in call
+    module = "latentwire.train" if first == "train" else "latentwire.cli eval"
+    assert call.endswith(f"-m {module} --recipe a b")
 
 
 # --- what a run needs and lacks

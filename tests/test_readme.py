@@ -53,7 +53,8 @@ def latentwire_commands(name: str) -> list[list[str]]:
 def test_every_command_is_of_a_known_kind() -> None:
     """What is not a trainer's command is run below, by test_quickstart, or is this very suite."""
     others = [line for line in commands() if line not in train_commands()]
-    scripts = {"./launch/quickstart.sh", "./tests/run.sh", *RUNNERS}
+    scripts = {"./launch/quickstart.sh", "./launch/setup.sh", "./tests/run.sh", *RUNNERS}
+    scripts |= {"./launch/torchrun.sh", "sbatch"}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
     known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report"}
@@ -113,6 +114,41 @@ def test_a_trainer_command_is_valid(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     assert main(["--dry-run", *(word for word in arguments if word != "--dry-run")]) == 0
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in commands() if program(line) in ("./launch/torchrun.sh", "sbatch")],
+)
+def test_a_cluster_command_is_valid(line: str) -> None:
+    """Its configuration and layout; tests/cluster/ starts these scripts."""
+    words = shlex.split(line)
+    variables = dict(word.split("=", 1) for word in words[: words.index(program(line))])
+    scripts = [word for word in words if word.startswith(("./launch/", "launch/"))]
+    assert len(scripts) == 1 and (REPOSITORY / scripts[0]).is_file()
+    arguments = words[words.index(scripts[0]) + 1 :]
+    if "--test-only" in words:
+        assert not arguments
+        return
+    options = parse([word for word in arguments if word not in ("train", "eval")])
+    config = config_file.load(options.recipe, options.overrides)
+    num_nodes, per_node = int(variables.get("NNODES", 1)), int(variables.get("NPROC", 8))
+    if program(line) == "sbatch":
+        text = (REPOSITORY / scripts[0]).read_text()
+        num_nodes, per_node = (
+            int(re.findall(rf"(?m)^#SBATCH --{name}=(\d+)$", text)[0])
+            for name in ("nodes", "gpus-per-node")
+        )
+    layout = topology.plan(
+        config.decoders,
+        placement=config.placement,
+        world_size=num_nodes * per_node,
+        ranks_per_node=per_node,
+    )
+    assert layout.warning() == ""
+    assert not topology.batch_problems(
+        layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation
+    )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 ``start`` works under torchrun and without it, where the world is this one process.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,9 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from latentwire.distributed.topology import GroupSpec, Topology
+
+
+class LayoutError(ValueError):
+    """The ranks do not agree on who holds what; every rank raises it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +54,29 @@ class Group:
 
 
 class ProcessGroups:
-    """Owner of every process group of the job."""
+    """Owner of every process group of the job.
 
-    def __init__(self, topology: Topology, *, device: torch.device, timeout: float) -> None:
+    Args:
+        timeout: seconds that a message may take before it ends the job.
+        step_timeout: the same while steps are made; ``timeout`` where none is given.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        device: torch.device,
+        timeout: float,
+        step_timeout: float | None = None,
+    ) -> None:
         self.topology = topology
         self.device = device
         self.rank = dist.get_rank()
+        self.timeout = timeout
+        """Seconds that a message of the training thread may take at present."""
+        self._long = timeout
+        self._short = timeout if step_timeout is None else step_timeout
+        _check_alike(topology)
         limit = timedelta(seconds=timeout)
         everyone = tuple(range(topology.world_size))
         self.world = self._create("world", everyone, limit)
@@ -82,6 +105,27 @@ class ProcessGroups:
             host_mesh=DeviceMesh.from_group(saving, "cpu"),
         )
 
+    def expect_steps(self) -> None:
+        """From here on ranks answer soon: a message may take ``step_timeout``.
+
+        The saving groups keep their time: what a rank waits for there is another's disk.
+        """
+        self._limit(self._short)
+
+    def expect_waits(self) -> None:
+        """Ranks may be busy for long, each for itself, as in loading: back to ``timeout``."""
+        self._limit(self._long)
+
+    def _limit(self, seconds: float) -> None:
+        if seconds == self.timeout:
+            return
+        self.timeout = seconds
+        own = [group for group in (self.world, *self._decoders.values()) if group is not None]
+        handles = [handle for group in own for handle in (group.handle, group.bookkeeping)]
+        # The default group too: libraries use it where they are given none.
+        for handle in (None, *handles):
+            distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), handle)
+
     @property
     def hosted(self) -> tuple[GroupSpec, ...]:
         """The decoders this process hosts."""
@@ -100,6 +144,19 @@ class ProcessGroups:
         return group
 
 
+def _check_alike(topology: Topology) -> None:
+    """That every rank has this very layout, before any group is made of it. All must call."""
+    digest = hashlib.sha256(repr(topology).encode()).digest()
+    own = torch.tensor([*digest[:8], topology.ranks_per_node or 0], dtype=torch.int64)
+    every = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, own)
+    if any(not torch.equal(other, own) for other in every):
+        raise LayoutError(
+            "placement: the ranks do not agree on who holds which decoder, as when nodes have "
+            "different numbers of processes; start every node with the same command and NPROC"
+        )
+
+
 def launch_rank() -> int:
     """This process's global rank as the launcher set it, before any process group exists."""
     return int(os.environ.get("RANK", "0"))
@@ -108,6 +165,13 @@ def launch_rank() -> int:
 def launch_world_size() -> int:
     """The world size as the launcher set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch_ranks_per_node() -> int | None:
+    """Processes of each node as the launcher set it; None where it did not, or nodes differ."""
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    num_nodes = int(os.environ.get("GROUP_WORLD_SIZE", "0"))
+    return per_node if 0 < per_node * num_nodes == launch_world_size() else None
 
 
 def pick_device() -> torch.device:

@@ -5,9 +5,11 @@ group exists, so a bad layout is a message and never a hang.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from typing import Literal
 
 from latentwire.config import DecoderConfig
@@ -32,6 +34,29 @@ class Topology:
     world_size: int
     placement: Literal["separate", "colocated"]
     groups: tuple[GroupSpec, ...]
+    ranks_per_node: int | None = None
+    """Ranks of each node, node after node; None where nodes are not known, or are not alike."""
+
+    def nodes_of(self, group: GroupSpec) -> dict[int, int]:
+        """How many of a group's ranks each node has, by the node's number."""
+        per_node = self.ranks_per_node or self.world_size
+        return dict(Counter(rank // per_node for rank in group.ranks))
+
+    @property
+    def uneven(self) -> tuple[GroupSpec, ...]:
+        """Groups that lie across nodes with more ranks on one than on another."""
+        return tuple(group for group in self.groups if len(set(self.nodes_of(group).values())) > 1)
+
+    def warning(self) -> str:
+        """What is to be said against the layout, with its table; empty where nothing is."""
+        if not self.uneven:
+            return ""
+        names = ", ".join(f"'{group.decoder}'" for group in self.uneven)
+        return (
+            f"the group of {names} has more ranks on one node than on another, so that its "
+            f"collectives wait for the link between them; decoders.<name>.ranks in multiples of "
+            f"{self.ranks_per_node} keep each group on nodes of its own\n{self.table()}"
+        )
 
     def hosted_by(self, rank: int) -> tuple[GroupSpec, ...]:
         """The groups a global rank belongs to, in order."""
@@ -46,15 +71,34 @@ class Topology:
         width = max(len(group.decoder) for group in self.groups)
         for group in self.groups:
             ranks = ", ".join(str(rank) for rank in group.ranks)
-            lines.append(f"  {group.decoder:<{width}}  {group.size} ranks: {ranks}")
+            line = f"  {group.decoder:<{width}}  {group.size} ranks: {ranks}"
+            lines.append(line + self._where(group))
         return "\n".join(lines)
 
+    def _where(self, group: GroupSpec) -> str:
+        if self.ranks_per_node in (None, self.world_size):
+            return ""
+        nodes = self.nodes_of(group)
+        if len(nodes) == 1:
+            return f" (node {next(iter(nodes))})"
+        return f" (nodes {', '.join(f'{node}: {number}' for node, number in nodes.items())})"
 
-def plan(decoders: Mapping[str, DecoderConfig], *, placement: str, world_size: int) -> Topology:
+
+def plan(
+    decoders: Mapping[str, DecoderConfig],
+    *,
+    placement: str,
+    world_size: int,
+    ranks_per_node: int | None = None,
+) -> Topology:
     """Lays the decoders out over the world.
 
     With ``separate`` each decoder has its own ranks: ``ranks`` where it names them, the rest by
-    ``share``, leftover ranks going to decoders in configuration order.
+    ``share``, leftover ranks going to decoders in configuration order. Groups keep to as few nodes
+    as they can; where it makes no difference they stand in configuration order.
+
+    Args:
+        ranks_per_node: ranks of each node, node after node; None where they are not known.
 
     Raises:
         ValueError: naming the key and the fix, when the layout cannot be made.
@@ -70,16 +114,61 @@ def plan(decoders: Mapping[str, DecoderConfig], *, placement: str, world_size: i
                 )
         everyone = tuple(range(world_size))
         groups = tuple(GroupSpec(decoder=name, ranks=everyone) for name in decoders)
-        return Topology(world_size=world_size, placement="colocated", groups=groups)
+        return Topology(
+            world_size=world_size,
+            placement="colocated",
+            groups=groups,
+            ranks_per_node=ranks_per_node,
+        )
     sizes = _sizes(decoders, world_size)
-    separate: list[GroupSpec] = []
-    start = 0
-    for name, size in sizes.items():
-        separate.append(GroupSpec(decoder=name, ranks=tuple(range(start, start + size))))
-        start += size
-    topology = Topology(world_size=world_size, placement="separate", groups=tuple(separate))
-    _check(topology)
-    return topology
+    layouts = [_in_order(sizes)]
+    if ranks_per_node is not None:
+        layouts.append(_by_node(sizes, ranks_per_node, world_size // ranks_per_node))
+    topologies = [
+        Topology(
+            world_size=world_size,
+            placement="separate",
+            groups=tuple(GroupSpec(decoder=name, ranks=ranks) for name, ranks in layout.items()),
+            ranks_per_node=ranks_per_node,
+        )
+        for layout in layouts
+    ]
+    best = min(topologies, key=_num_pieces)
+    _check(best)
+    return best
+
+
+def _in_order(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    ends = list(accumulate(sizes.values()))
+    return {
+        name: tuple(range(end - size, end))
+        for (name, size), end in zip(sizes.items(), ends, strict=True)
+    }
+
+
+def _by_node(sizes: Mapping[str, int], per_node: int, num_nodes: int) -> dict[str, tuple[int, ...]]:
+    """Whole nodes to the largest groups first, then what is left where it fits most tightly."""
+    free = [list(range(node * per_node, (node + 1) * per_node)) for node in range(num_nodes)]
+    own: dict[str, list[int]] = {name: [] for name in sizes}
+
+    def take(name: str, ranks: list[int], number: int) -> None:
+        own[name] += ranks[:number]
+        del ranks[:number]
+
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        for ranks in free:
+            if len(ranks) == per_node <= sizes[name] - len(own[name]):
+                take(name, ranks, per_node)
+    for name in sorted(sizes, key=lambda name: len(own[name]) - sizes[name]):
+        while left := sizes[name] - len(own[name]):
+            fitting = [ranks for ranks in free if len(ranks) >= left]
+            ranks = min(fitting, key=len) if fitting else max(free, key=len)
+            take(name, ranks, left)
+    return {name: tuple(sorted(ranks)) for name, ranks in own.items()}
+
+
+def _num_pieces(topology: Topology) -> int:
+    return sum(len(topology.nodes_of(group)) for group in topology.groups)
 
 
 def _sizes(decoders: Mapping[str, DecoderConfig], world_size: int) -> dict[str, int]:
@@ -119,7 +208,7 @@ def _shared_out(shares: Mapping[str, float], total: int) -> dict[str, int]:
 
 
 def _check(topology: Topology) -> None:
-    covered = [rank for group in topology.groups for rank in group.ranks]
+    covered = sorted(rank for group in topology.groups for rank in group.ranks)
     assert covered == list(range(topology.world_size)), "groups are disjoint and cover the world"
 
 

@@ -9,14 +9,13 @@ from latentwire import config_file
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import to_state
 from latentwire.config import Config, ConfigError
-from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
-from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.state_tensors import cut_tensor, own_rows
 from latentwire.evaluation.runner import Interrupted
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import draw_evaluation
 from latentwire.training.identity import identities, identity_problems
+from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
 from latentwire.training.resume import Checkpoint
@@ -65,31 +64,22 @@ def evaluate_exported(plan: Plan, folder: Path) -> Outcome:
         ConfigError: a decoder is not the one that the wire was trained with.
     """
     config = plan.config
-    device = process_groups.pick_device()
-    process_groups.start(device, timeout=config.distributed.timeout)
-    groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
-    log_to(plan.run_folder / FILES["log"], rank=groups.rank)
-    description = exported.read_description(folder)
-    examples = draw_evaluation(config)
-    model = exported.encoder_model(description, config)
-    job = assemble(config, groups, encoder_model=model)
-    frozen = FrozenCheck(job)
-    now = identities(job, frozen.before)
-    if problems := identity_problems(description["decoders"], now, where=str(folder)):
-        raise ConfigError(problems)
-    load_into(job, exported.read_weights(folder))
-    place = description["place"]
-    step = Step(path=folder, stage=place["stage"], number=place["step"])
-    with StopRequest() as stop:
+    with joined(plan) as groups, StopRequest() as stop:
+        log_to(plan.run_folder / FILES["log"], rank=groups.rank)
+        description = exported.read_description(folder)
+        examples = draw_evaluation(config)
+        model = exported.encoder_model(description, config)
+        job = assemble(config, groups, encoder_model=model)
+        frozen = FrozenCheck(job)
+        now = identities(job, frozen.before)
+        if problems := identity_problems(description["decoders"], now, where=str(folder)):
+            raise ConfigError(problems)
+        load_into(job, exported.read_weights(folder))
+        place = description["place"]
+        step = Step(path=folder, stage=place["stage"], number=place["step"])
+        checkpoint = Checkpoint(step=step, which="exported")
         try:
-            evaluate_into_folder(
-                plan,
-                job,
-                frozen,
-                examples,
-                checkpoint=Checkpoint(step=step, which="exported"),
-                stop=stop,
-            )
+            evaluate_into_folder(plan, job, frozen, examples, checkpoint=checkpoint, stop=stop)
         except Interrupted as request:
             return stopped(plan, groups, request.reason)
     return Outcome(state="finished", code=0)

@@ -63,6 +63,7 @@ def preflight(
     config: Config,
     *,
     world_size: int,
+    ranks_per_node: int | None = None,
     fresh: bool = False,
     overwrite: bool = False,
     evaluation: bool = False,
@@ -71,6 +72,7 @@ def preflight(
     """Checks the job against this machine.
 
     Args:
+        ranks_per_node: ranks of each node, where the launcher has told.
         fresh: the run must not exist yet.
         overwrite: with ``fresh``, an existing run will be deleted.
         evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
@@ -82,7 +84,12 @@ def preflight(
     problems: list[str] = []
     topology = None
     try:
-        topology = plan(config.decoders, placement=config.placement, world_size=world_size)
+        topology = plan(
+            config.decoders,
+            placement=config.placement,
+            world_size=world_size,
+            ranks_per_node=ranks_per_node,
+        )
         for key, size in config.train.batch_sizes().items():
             problems += batch_problems(
                 topology, batch_size=size, accumulation=config.train.accumulation, key=key

@@ -19,7 +19,6 @@ from latentwire.data.example import Example
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
-from latentwire.distributed import groups as process_groups
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier
@@ -35,6 +34,7 @@ from latentwire.training.held_out import (
     num_shared_documents,
 )
 from latentwire.training.identity import identities, identity_problems
+from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
 from latentwire.training.reporting import Reporter
@@ -65,10 +65,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         resume_from: the step to go on from, in place of the newest.
     """
     config = plan.config
-    device = process_groups.pick_device()
-    process_groups.start(device, timeout=config.distributed.timeout)
-    groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
-    with StopRequest() as stop:
+    with joined(plan) as groups, StopRequest() as stop:
         _open_folder(plan, groups, wipe=wipe)
         found = agreed_start(plan.checkpoint_folder, groups.world, wanted=resume_from)
         step, place = found or (None, None)
@@ -96,6 +93,8 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             reason = _train_stages(plan, job, stages, place, validator, stop, writer)
         if reason:
             return stopped(plan, groups, reason, why=stop.reason)
+        # Each rank reads its own weights and files.
+        groups.expect_waits()
         frozen.verify()
         checkpoint = _load_chosen(plan, job, validator, is_saved=writer.is_saved)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
@@ -104,24 +103,20 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
 def evaluate_only(plan: Plan) -> Outcome:
     """Runs Stage C on a checkpoint of an existing run. Every rank calls it."""
     config = plan.config
-    device = process_groups.pick_device()
-    process_groups.start(device, timeout=config.distributed.timeout)
-    groups = ProcessGroups(plan.topology, device=device, timeout=config.distributed.timeout)
-    log_to(plan.run_folder / FILES["log"], rank=groups.rank)
-    found = agreed_start(plan.checkpoint_folder, groups.world, mends=False)
-    if found is None:
-        raise ConfigError(
-            [f"run.tag: '{config.run.tag}' has no checkpoint in {plan.checkpoint_folder}; train it"]
-        )
-    step, place = found
-    examples = draw_evaluation(config)
-    checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
-    job = assemble(config, groups)
-    frozen = FrozenCheck(job)
-    if checkpoint.step is not None:
-        _check_decoders(checkpoint.step, identities(job, frozen.before))
-    _load(checkpoint, job)
-    with StopRequest() as stop:
+    with joined(plan) as groups, StopRequest() as stop:
+        log_to(plan.run_folder / FILES["log"], rank=groups.rank)
+        found = agreed_start(plan.checkpoint_folder, groups.world, mends=False)
+        if found is None:
+            tag, folder = config.run.tag, plan.checkpoint_folder
+            raise ConfigError([f"run.tag: '{tag}' has no checkpoint in {folder}; train it"])
+        step, place = found
+        examples = draw_evaluation(config)
+        checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
+        job = assemble(config, groups)
+        frozen = FrozenCheck(job)
+        if checkpoint.step is not None:
+            _check_decoders(checkpoint.step, identities(job, frozen.before))
+        _load(checkpoint, job)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 

@@ -1,10 +1,11 @@
 """Stage C inside a run: evaluates a checkpoint on held-out examples and writes what was found."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from latentwire.data.example import Example
@@ -65,8 +66,10 @@ def evaluate_into_folder(
         job,
         examples,
         arms=arms_of(config.eval.ratios),
-        stop=lambda: stop.agreed(job.groups.world),
+        stop=_between_batches(job, stop),
     )
+    # What follows takes each rank its own time: counts of texts, weights read again, a report.
+    job.groups.expect_waits()
     gists = _gists(plan, job, examples) if config.gist.use_gist_head else None
     rewritten = reconstruction_scores(job, examples) if config.objectives.ae > 0 else None
     warn_of_cuts(job, "stage C")
@@ -85,6 +88,18 @@ def evaluate_into_folder(
         _write_report(plan)
         write_status(plan.run_folder, state="finished", code=0)
     barrier(job.groups.world)
+
+
+def _between_batches(job: Job, stop: StopRequest) -> Callable[[], str]:
+    """What an evaluation asks before each batch; from the second on ranks answer soon."""
+    batches = itertools.count()
+
+    def reason() -> str:
+        if next(batches):
+            job.groups.expect_steps()
+        return stop.agreed(job.groups.world)
+
+    return reason
 
 
 def _gists(plan: Plan, job: Job, examples: Sequence[Example]) -> dict[str, dict[str, float]] | None:

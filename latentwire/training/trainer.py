@@ -97,6 +97,8 @@ class Trainer:
                 shown |= record.progress | verdict.progress
                 bar.set_postfix(shown)
             reason = stop.agreed(world)
+            # Every rank has made a step by now.
+            self._job.groups.expect_steps()
             exhausted = self.guard.exhausted()
             interval = config.checkpoint.interval
             is_due = is_last or (interval and step % interval == 0)

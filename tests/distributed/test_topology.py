@@ -221,3 +221,62 @@ def test_table_shows_every_group_and_its_ranks() -> None:
     assert [line.split()[0] for line in lines[1:]] == ["a", "longer"]
     assert [line.split(": ")[1] for line in lines[1:]] == ["0", "1, 2, 3"]
     assert len({line.index(":") - len(line.split()[1]) for line in lines[1:]}) == 1, "aligned"
+
+
+# --- nodes
+
+
+def test_groups_keep_to_nodes_where_they_can() -> None:
+    given = decoders(a={"ranks": 4}, b={"ranks": 8}, c={"ranks": 4})
+    layout = plan(given, placement="separate", world_size=16, ranks_per_node=8)
+    assert ranks(layout) == {
+        "a": (8, 9, 10, 11),
+        "b": tuple(range(8)),
+        "c": (12, 13, 14, 15),
+    }
+    assert layout.warning() == ""
+    assert [line.split("(")[1] for line in layout.table().splitlines()[1:]] == [
+        "node 1)",
+        "node 0)",
+        "node 1)",
+    ]
+
+
+def test_the_order_of_the_configuration_stays_where_nodes_make_no_difference() -> None:
+    for per_node in (1, 2, 4, 8):
+        layout = plan(decoders(a={}, b={}), placement="separate", world_size=8)
+        on_nodes = plan(
+            decoders(a={}, b={}), placement="separate", world_size=8, ranks_per_node=per_node
+        )
+        assert on_nodes.groups == layout.groups
+        assert on_nodes.warning() == ""
+
+
+def test_a_group_that_lies_unevenly_is_a_warning_with_the_table() -> None:
+    given = decoders(a={"ranks": 2}, b={"ranks": 6})
+    layout = plan(given, placement="separate", world_size=8, ranks_per_node=4)
+    assert [group.decoder for group in layout.uneven] == ["b"]
+    assert layout.warning().startswith("the group of 'b' has more ranks on one node")
+    assert layout.warning().endswith(layout.table())
+    assert "(nodes 0: 2, 1: 4)" in layout.table()
+    even = plan(decoders(a={}, b={}), placement="colocated", world_size=8, ranks_per_node=4)
+    assert even.warning() == ""
+
+
+def test_placement_by_nodes_covers_any_world_and_never_makes_more_pieces() -> None:
+    rng = random.Random(3)
+    moved = 0
+    for _ in range(1000):
+        given, world_size = random_layout(rng)
+        divisors = [size for size in range(1, world_size + 1) if world_size % size == 0]
+        per_node = rng.choice(divisors)
+        plain = plan(given, placement="separate", world_size=world_size)
+        layout = plan(given, placement="separate", world_size=world_size, ranks_per_node=per_node)
+        assert sizes(layout) == sizes(plain)
+        assert sorted(r for group in layout.groups for r in group.ranks) == list(range(world_size))
+        in_pieces = sum(len(layout.nodes_of(group)) for group in layout.groups)
+        assert in_pieces <= sum(
+            len({rank // per_node for rank in group.ranks}) for group in plain.groups
+        )
+        moved += layout.groups != plain.groups
+    assert moved > 50

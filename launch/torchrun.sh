@@ -32,7 +32,9 @@ eval) module=(-m latentwire.cli) ;;
 esac
 
 whole() { # whole NAME VALUE LOWEST
-    [[ $2 =~ ^[0-9]+$ ]] && (($2 >= $3)) || die "$1 must be a whole number, $3 or more, not '$2'"
+    if ! [[ $2 =~ ^[0-9]+$ ]] || (($2 < $3)); then
+        die "$1 must be a whole number, $3 or more, not '$2'"
+    fi
 }
 
 num_nodes=${NNODES:-1} port=${RDZV_PORT:-29500}

@@ -22,6 +22,7 @@ from conftest import REPOSITORY
 
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 _CPUS, _GPUS = 64, 8
+NODES = ("node1", "node2")
 
 
 @dataclass
@@ -101,6 +102,8 @@ def slurm_lab() -> Iterator[SlurmLab]:
         socket.gethostbyname(host)
     except OSError:
         pytest.skip(f"needs a machine that knows its own name, {host}")
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to make mount namespaces")
     daemons: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="latentwire-slurm-") as name:
         folder = Path(name)
@@ -130,7 +133,7 @@ def _find(name: str) -> str | None:
 
 def _start(folder: Path, host: str, daemons: list["subprocess.Popen[bytes]"]) -> None:
     """Daemons in the foreground, so that each is a child with a known number."""
-    for part in ("controller", "node-a", "node-b", "munge", "run"):
+    for part in ("controller", "munge", "run"):
         (folder / part).mkdir()
     (folder / "munge").chmod(0o700)
     key = folder / "munge" / "key"
@@ -161,8 +164,15 @@ def _start(folder: Path, host: str, daemons: list["subprocess.Popen[bytes]"]) ->
         assert time.monotonic() < deadline, (folder / "munged.log").read_text()
         time.sleep(0.02)
     _spawn(["slurmctld", "-D", "-c", "-f", configuration], folder, daemons)
-    for node in _node_names(host):
-        _spawn(["slurmd", "-D", "-f", configuration, "-N", node], folder, daemons, name=node)
+    # The nodes' names resolve for their jobs, as on any cluster; elsewhere nobody knows them.
+    hosts = folder / "hosts"
+    hosts.write_text(f"{Path('/etc/hosts').read_text()}\n127.0.0.1 {' '.join(NODES)}\n")
+    script = 'mount --bind "$1" /etc/hosts; shift; exec "$@"'
+    inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    slurmd = _find("slurmd") or ""
+    for node in NODES:
+        command = [*inside, str(hosts), slurmd, "-D", "-f", configuration, "-N", node]
+        _spawn(command, folder, daemons, name=node)
 
 
 def _spawn(
@@ -193,13 +203,7 @@ def _free_ports(number: int) -> list[int]:
     return ports
 
 
-def _node_names(host: str) -> tuple[str, str]:
-    """Names that resolve, as those of a real cluster do: jobs find their first node by it."""
-    return ("localhost", host)
-
-
 def _configuration(folder: Path, host: str, ports: Sequence[int]) -> str:
-    nodes = _node_names(host)
     lines = [
         "ClusterName=lab",
         f"SlurmctldHost={host}(127.0.0.1)",
@@ -209,7 +213,7 @@ def _configuration(folder: Path, host: str, ports: Sequence[int]) -> str:
         "AuthType=auth/munge",
         "CredType=cred/munge",
         # Without it a job that is queued again waits for two minutes.
-        f"AuthInfo=socket={folder}/run/munge,cred_expire=3",
+        f"AuthInfo=socket={folder}/run/munge,cred_expire=5",
         f"StateSaveLocation={folder}/controller",
         f"SlurmctldPidFile={folder}/run/slurmctld.pid",
         f"SlurmdPidFile={folder}/run/%n.pid",
@@ -238,9 +242,9 @@ def _configuration(folder: Path, host: str, ports: Sequence[int]) -> str:
         *(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={_CPUS} "
             f"RealMemory=256000 Gres=gpu:{_GPUS} State=UNKNOWN"
-            for node, port in zip(nodes, ports[1:], strict=True)
+            for node, port in zip(NODES, ports[1:], strict=True)
         ),
-        f"PartitionName=main Nodes={','.join(nodes)} Default=YES MaxTime=INFINITE State=UP",
+        f"PartitionName=main Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP",
     ]
     return "\n".join(lines) + "\n"
 

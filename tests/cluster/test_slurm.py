@@ -81,7 +81,7 @@ def test_slurm_accepts_every_template(script: Path, lab: SlurmLab) -> None:
 def test_slurm_two_nodes_run_to_completion(lab: SlurmLab, whole: Path) -> None:
     assert read_json(whole / "runs/test/status.json")["state"] == "finished"
     output = (whole / "output").read_text()
-    assert "attempt 0: 2 nodes (" in output
+    assert "attempt 0: 2 nodes (node1 node2), 1 processes each" in output
     assert "slurm: the run is finished" in output
     log = (whole / "runs/test/pipeline.log").read_text()
     assert "llama  1 ranks: 0 (node 0)" in log and "qwen   1 ranks: 1 (node 1)" in log

@@ -69,8 +69,13 @@ LAYOUTS = {
 """World size and overrides of each layout; world 3 is a group of two ranks beside one of one."""
 
 
-def make_job(config: Config, world_size: int) -> Job:
-    topology = plan(config.decoders, placement=config.placement, world_size=world_size)
+def make_job(config: Config, world_size: int, *, ranks_per_node: int | None = None) -> Job:
+    topology = plan(
+        config.decoders,
+        placement=config.placement,
+        world_size=world_size,
+        ranks_per_node=ranks_per_node,
+    )
     return assemble(config, ProcessGroups(topology, device=torch.device("cpu"), timeout=60))
 
 

@@ -10,6 +10,7 @@ from conftest import small_overrides
 from jobs import BACKENDS, BF16_BACKENDS, ENCODERS, LAYOUTS, SingleProcess
 
 from latentwire import config_file
+from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
 
 SHARDED = ("fsdp", "zero1", "zero2", "zero3", "zero3_sharded")
@@ -18,13 +19,17 @@ SOME = ("fsdp/full", "zero2/lora", "zero3_sharded/full")
 
 
 def gradients_on_rank(
-    rank: int, world_size: int, overrides: list[str], combinations: dict[str, list[str]]
+    rank: int,
+    world_size: int,
+    overrides: list[str],
+    combinations: dict[str, list[str]],
+    ranks_per_node: int | None,
 ) -> dict[str, Any]:
     """Whole gradients of one step for every combination, one after the other."""
     found = {}
     for name, more in combinations.items():
         config = config_file.load("smoke", [*overrides, *more])
-        job = jobs.make_job(config, world_size)
+        job = jobs.make_job(config, world_size, ranks_per_node=ranks_per_node)
         gradients = jobs.job_gradients(job, jobs.make_stage(config).plan(1))
         found |= {f"{name}:{key}": grad for key, grad in gradients.items()}
     return found
@@ -44,12 +49,15 @@ def check_gradients(
     combinations: dict[str, list[str]],
     *,
     tolerance: float = 1e-5,
+    ranks_per_node: int | None = None,
 ) -> None:
     references = {
         encoder: SingleProcess([*overrides, *more]).gradients(first_step([*overrides, *more]))
         for encoder, more in ENCODERS.items()
     }
-    results = run_distributed(gradients_on_rank, world_size, overrides, combinations)
+    results = run_distributed(
+        gradients_on_rank, world_size, overrides, combinations, ranks_per_node
+    )
     for name in combinations:
         reference = references[name.split("/")[1]]
         error = jobs.largest_gradient_difference(reference, of_combination(results, name))
@@ -151,6 +159,24 @@ def test_three_decoders_on_five_ranks(pair: Path, tmp_path: Path) -> None:
     )
     chosen = {name: COMBINATIONS[name] for name in ("zero2/full", "zero3_sharded/lora")}
     check_gradients(overrides, 5, chosen)
+
+
+def test_groups_that_are_moved_to_keep_to_their_nodes(pair: Path, tmp_path: Path) -> None:
+    """Groups of 1, 2 and 1 ranks on nodes of two: the second goes first, the third to the first."""
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "optim.max_grad_norm=0",
+        "placement=separate",
+        "decoders.llama.ranks=1",
+        "decoders.qwen.ranks=2",
+        f"decoders.third.model={pair / 'llama'}",
+    )
+    layout = config_file.load("smoke", overrides)
+    groups = plan(layout.decoders, placement="separate", world_size=4, ranks_per_node=2).groups
+    assert [group.ranks for group in groups] == [(2,), (0, 1), (3,)]
+    chosen = {name: COMBINATIONS[name] for name in ("fsdp/full", "zero2/full")}
+    check_gradients(overrides, 4, chosen, ranks_per_node=2)
 
 
 def curves_on_rank(

@@ -15,6 +15,10 @@
 # Run and checkpoints must be on storage that all nodes share. There is no cd: relative paths stay
 # relative to the caller's directory.
 set -euo pipefail
+# Schedulers send USR1 to every process of a job. The trainer takes it as the wish to save and end;
+# this shell and torchrun, which have no use for it, would die. What is ignored here stays so until
+# the trainer asks.
+trap '' USR1
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 name=torchrun
@@ -91,9 +95,6 @@ else
 fi
 
 mkdir -p "$log_dir"
-# Schedulers send USR1 to every process of a job. The trainer takes it as the wish to save and end;
-# torchrun, which has no use for it, would die. What is ignored here stays so until the trainer asks.
-trap '' USR1
 exec "$py" -m torch.distributed.run \
     --nnodes="$num_nodes" --nproc-per-node="$nproc_per_node" \
     --rdzv-backend=c10d "${rendezvous[@]}" --max-restarts="$max_restarts" \

@@ -26,7 +26,7 @@ set_up
 # Runs one torchrun a node and returns its code: run_job train|eval ARGUMENTS...
 # A job that was preempted, or failed on the way, is queued again, and then nothing returns.
 run_job() {
-    local attempt=${SLURM_RESTART_COUNT:-0} code=0 nodes step='' sender=''
+    local attempt=${SLURM_RESTART_COUNT:-0} code=0 nodes step='' sender='' began
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export NNODES=$SLURM_JOB_NUM_NODES HEAD_NODE=${nodes[0]}
     # Below the ports that systems hand out by themselves; another job on the node has another id.
@@ -41,12 +41,16 @@ run_job() {
     # others, and one that ends well leaves them a while to end, too.
     srun --nodes="$NNODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
         --kill-on-bad-exit=1 --wait=300 "$root/launch/torchrun.sh" "$@" &
-    step=$!
+    step=$! began=$SECONDS
     while kill -0 "$step" 2>/dev/null; do
         if [[ -n $asked && -z $sender ]]; then
             say "asked to make way: the run saves and ends"
-            # Again and again, since one that starts just then would miss it.
-            while kill -USR1 "$step" 2>/dev/null; do sleep 5; done &
+            # Not to a step that has just begun, whose shells would die of it; then again and again,
+            # since a trainer that is still loading misses it.
+            {
+                while ((SECONDS - began < 5)); do sleep 1; done
+                while kill -USR1 "$step" 2>/dev/null; do sleep 2; done
+            } &
             sender=$!
         fi
         # A trapped signal ends it too, and then the step is still there.

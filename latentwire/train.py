@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
 from latentwire import config_file
 from latentwire.arguments import Arguments, parse
 from latentwire.checkpointing.writer import SaveError
@@ -18,6 +16,7 @@ from latentwire.distributed import groups as process_groups
 from latentwire.distributed.peers import LostPeerError
 from latentwire.training import run
 from latentwire.training.dry_run import describe
+from latentwire.training.error_file import leave_error_file
 from latentwire.training.exported_eval import evaluate_exported, exported_config
 from latentwire.training.guard import NonFiniteError
 from latentwire.training.outcome import Outcome
@@ -119,13 +118,13 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
         if process_groups.launch_rank() == 0:
-            mend = "free some space" if error.errno == errno.ENOSPC else "when that is mended"
-            full = "the disk is full: " if error.errno == errno.ENOSPC else ""
+            mend = "free some space" if _is_full(error) else "when that is mended"
+            full = "the disk is full: " if _is_full(error) else ""
             log.error("ended: %s%s; %s, the same command continues", full, error, mend)
         return 1
     except OSError as error:
         _failed(plan.run_folder, error)
-        if error.errno != errno.ENOSPC:
+        if not _is_full(error):
             raise
         log.error("the disk is full: %s; free some space, the same command continues", error)
         return 1
@@ -162,6 +161,11 @@ def _mark_running(plan: Plan) -> None:
             raise ConfigError([f"run.root: '{root}' cannot be written: {error}"]) from None
 
 
+def _is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk."""
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
 def _failed(folder: Path, error: BaseException) -> str | None:
     """Leaves the reason in the status, unless another rank has: then returns that one's.
 
@@ -170,23 +174,17 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     # What is known in words needs no name of a class.
     name = "" if isinstance(error, LostPeerError) else f"{type(error).__name__}: "
     reason = f"rank {process_groups.launch_rank()}: {name}{error}"
-    _leave_error_file(error)
+    is_clear = isinstance(error, SaveError | NonFiniteError | LostPeerError) or _is_full(error)
     try:
         before = read_status(folder)
-        if before.get("state") == "failed":
+        is_second = before.get("state") == "failed"
+        leave_error_file(error, is_clear=is_clear or is_second)
+        if is_second:
             return str(before.get("reason"))
         write_status(folder, state="failed", code=1, reason=reason)
     except OSError:
         log.error("the status could not be written: %s", reason)
     return None
-
-
-def _leave_error_file(error: BaseException) -> None:
-    """Where the launcher has asked for one: it then shows it with the rank that failed first."""
-    try:
-        get_error_handler().record_exception(error)
-    except OSError as failure:
-        log.error("the launcher's error file could not be written: %s", failure)
 
 
 def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int]) -> int:
@@ -205,7 +203,7 @@ def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int
 
 def _refuse(error: ConfigError, folder: Path | None) -> int:
     """Ends with code 2 and one message, printed by rank 0 only."""
-    _leave_error_file(error)
+    leave_error_file(error, is_clear=True)
     rank = process_groups.launch_rank()
     if rank != 0:
         # Rank 0 finds the same problem and says so; ending first would have the launcher kill it

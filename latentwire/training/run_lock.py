@@ -16,6 +16,9 @@ from latentwire.config import ConfigError
 FILE = "run.lock"
 _WAIT_SECONDS = 5.0
 """A job that was just killed may take a moment to end."""
+_WAIT_FOR_ITSELF_SECONDS = 180.0
+"""An earlier attempt of the same job, whose node is dead: a file server keeps its lock for as long
+as it waits for that node to come back."""
 
 
 class RunLock:
@@ -53,7 +56,7 @@ def _locked(key: str, folder: Path) -> IO[str]:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"{key}: '{folder.parent}' cannot be written: {error}"]) from None
-    deadline = time.monotonic() + _WAIT_SECONDS
+    start = time.monotonic()
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,9 +64,10 @@ def _locked(key: str, folder: Path) -> IO[str]:
         except OSError as error:
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 return file
-            if time.monotonic() > deadline:
-                file.seek(0)
-                who = file.read().strip() or "it does not say which"
+            file.seek(0)
+            who = file.read().strip() or "it does not say which"
+            limit = _WAIT_FOR_ITSELF_SECONDS if _is_own_job(who) else _WAIT_SECONDS
+            if time.monotonic() > start + limit:
                 file.close()
                 raise ConfigError(
                     [f"run.tag: another job has {folder} ({who}); wait for it, or stop it"]
@@ -76,3 +80,13 @@ def _locked(key: str, folder: Path) -> IO[str]:
     file.write(json.dumps(holder) + "\n")
     file.flush()
     return file
+
+
+def _is_own_job(holder: str) -> bool:
+    """Whether a lock's text is of this scheduler's job: of an attempt before this one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    try:
+        tree = json.loads(holder)
+    except ValueError:
+        return False
+    return job is not None and isinstance(tree, dict) and tree.get("slurm_job") == job

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,20 @@ def test_another_job_is_named_and_a_killed_one_holds_nothing(
         assert str(os.getpid()) in (tmp_path / "b" / run_lock.FILE).read_text()
     with RunLock(folders):
         pass
+
+
+def test_a_job_waits_for_its_own_earlier_attempt(
+    tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose node is dead, and whose lock a file server still keeps."""
+    (tmp_path / "b" / run_lock.FILE).write_text('{"slurm_job": "7"}\n')
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(ConfigError, match="another job has"), RunLock({"k": tmp_path / "b"}):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    threading.Timer(1.0, holder.kill).start()
+    with RunLock({"k": tmp_path / "b"}):
+        assert holder.wait(timeout=30) == -signal.SIGKILL
 
 
 def test_a_second_trainer_is_refused_and_touches_nothing(pair: Path, tmp_path: Path) -> None:

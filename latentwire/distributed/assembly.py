@@ -18,6 +18,7 @@ from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, enc
 from latentwire.data.prompts import DecoderPrompts, prompts_for
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
+from latentwire.decoders.sharded import CopyRanks
 from latentwire.distributed.exchange import exchange, scale_gradient
 from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
@@ -128,7 +129,9 @@ def assemble(config: Config, groups: ProcessGroups, *, encoder_model: Any = None
         name = spec.decoder
         settings = config.decoders[name]
         log.info("loading decoder '%s' from %s", name, settings.model)
-        decoders[name] = load_decoder(name, settings, dtype=dtype, device=device)
+        copy = groups.copy_of(name)
+        ranks = copy and CopyRanks(mesh=copy.mesh, bookkeeping=copy.bookkeeping)
+        decoders[name] = load_decoder(name, settings, dtype=dtype, device=device, ranks=ranks)
         prompts[name] = prompts_for(
             config, name, decoders[name].tokenizer, window=decoders[name].window
         )

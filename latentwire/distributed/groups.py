@@ -60,6 +60,11 @@ class ProcessGroups:
         self._decoders = {
             spec.decoder: self._create(spec.decoder, spec.ranks, limit) for spec in topology.groups
         }
+        self._copies = {
+            spec.decoder: self._create_copies(spec, limit)
+            for spec in topology.groups
+            if spec.shard > 1
+        }
 
     def _create(self, name: str, ranks: tuple[int, ...], limit: timedelta) -> Any:
         # Every rank enters every new_group in the same order, member or not.
@@ -82,6 +87,13 @@ class ProcessGroups:
             host_mesh=DeviceMesh.from_group(saving, "cpu"),
         )
 
+    def _create_copies(self, spec: GroupSpec, limit: timedelta) -> Any:
+        """A group for each copy of a sharded decoder; the one that this process belongs to."""
+        found = None
+        for number, ranks in enumerate(spec.copies):
+            found = self._create(f"{spec.decoder}/copy {number}", ranks, limit) or found
+        return found
+
     @property
     def hosted(self) -> tuple[GroupSpec, ...]:
         """The decoders this process hosts."""
@@ -97,6 +109,12 @@ class ProcessGroups:
         group: Group | None = self._decoders[name]
         if group is None:
             raise ValueError(f"rank {self.rank} does not belong to the group of decoder '{name}'")
+        return group
+
+    def copy_of(self, name: str) -> Group | None:
+        """The ranks that hold this process's copy of a decoder's weights together with it; None
+        where the decoder is not sharded, or not hosted here."""
+        group: Group | None = self._copies.get(name)
         return group
 
 

@@ -5,8 +5,8 @@ group exists, so a bad layout is a message and never a hang.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -19,10 +19,18 @@ class GroupSpec:
 
     decoder: str
     ranks: tuple[int, ...]
+    shard: int = 1
+    """Ranks that hold one copy of the decoder's weights together."""
 
     @property
     def size(self) -> int:
         return len(self.ranks)
+
+    @property
+    def copies(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each copy of the decoder's weights: neighbours."""
+        starts = range(0, self.size, self.shard)
+        return tuple(self.ranks[start : start + self.shard] for start in starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,9 @@ class Topology:
         for group in self.groups:
             ranks = ", ".join(str(rank) for rank in group.ranks)
             lines.append(f"  {group.decoder:<{width}}  {group.size} ranks: {ranks}")
+            if group.shard > 1:
+                copies = ", ".join("+".join(map(str, copy)) for copy in group.copies)
+                lines[-1] += f"; a copy of the weights on {copies}"
         return "\n".join(lines)
 
 
@@ -70,6 +81,7 @@ def plan(decoders: Mapping[str, DecoderConfig], *, placement: str, world_size: i
                 )
         everyone = tuple(range(world_size))
         groups = tuple(GroupSpec(decoder=name, ranks=everyone) for name in decoders)
+        groups = _sharded(groups, decoders)
         return Topology(world_size=world_size, placement="colocated", groups=groups)
     sizes = _sizes(decoders, world_size)
     separate: list[GroupSpec] = []
@@ -77,9 +89,29 @@ def plan(decoders: Mapping[str, DecoderConfig], *, placement: str, world_size: i
     for name, size in sizes.items():
         separate.append(GroupSpec(decoder=name, ranks=tuple(range(start, start + size))))
         start += size
-    topology = Topology(world_size=world_size, placement="separate", groups=tuple(separate))
+    groups = _sharded(separate, decoders)
+    topology = Topology(world_size=world_size, placement="separate", groups=groups)
     _check(topology)
     return topology
+
+
+def _sharded(
+    groups: Sequence[GroupSpec], decoders: Mapping[str, DecoderConfig]
+) -> tuple[GroupSpec, ...]:
+    """The groups with the number of ranks that hold a copy."""
+    problems = []
+    for group in groups:
+        shard, size = decoders[group.decoder].shard, group.size
+        if size % shard:
+            key = f"decoders.{group.decoder}"
+            divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+            problems.append(
+                f"{key}.shard: {shard} does not divide the {size} ranks of its group; use one of "
+                f"{divisors}, or {key}.ranks in multiples of {shard}"
+            )
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(replace(group, shard=decoders[group.decoder].shard) for group in groups)
 
 
 def _sizes(decoders: Mapping[str, DecoderConfig], world_size: int) -> dict[str, int]:

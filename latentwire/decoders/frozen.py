@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from latentwire.data.batch import PromptBatch
 from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
 from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
+from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
 from latentwire.decoders.lora import LoraSlots
-from latentwire.decoders.sharded import CopyRanks, ShardedTable
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
 from latentwire.wire.lora import Updates

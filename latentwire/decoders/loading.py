@@ -7,10 +7,11 @@ from transformers import AutoModelForCausalLM
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.quantised import prepare_quantised
 from latentwire.decoders.recompute import recompute_layers
-from latentwire.decoders.sharded import CopyRanks, load_sharded
+from latentwire.decoders.sharded_loading import load_sharded
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

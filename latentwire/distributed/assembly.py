@@ -16,9 +16,9 @@ from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
 from latentwire.data.prompts import DecoderPrompts, prompts_for
+from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
-from latentwire.decoders.sharded import CopyRanks
 from latentwire.distributed.exchange import exchange, scale_gradient
 from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups

@@ -6,7 +6,7 @@ from typing import Any
 
 import jobs
 import pytest
-from conftest import small_overrides
+from conftest import REPOSITORY, small_overrides
 from jobs import BACKENDS, SingleProcess
 
 from latentwire import config_file
@@ -21,6 +21,14 @@ SHARD = ["decoders.llama.shard=2", "decoders.qwen.shard=2"]
 DEEP = ["adapter.use_deep_prefix=true"]
 ONLY_DEEP = [*DEEP, "adapter.use_soft_prompt=false"]
 LORA = [f"decoders.{name}.lora.rank=2" for name in ("llama", "qwen")]
+LARGE = {
+    name: [
+        "sharding.backend=deepspeed",
+        f"sharding.ds_config={REPOSITORY / 'ds_configs' / name}.json",
+    ]
+    for name in ("zero3_large", "zero3_large_offload")
+}
+"""Backends for an encoder of a billion parameters."""
 RECOMPUTED = [f"decoders.{name}.gradient_checkpointing=true" for name in ("llama", "qwen")]
 KEPT = [f"decoders.{name}.reshard=false" for name in ("llama", "qwen")]
 
@@ -74,7 +82,7 @@ def test_gradients_through_shards_equal_those_of_one_process(pair: Path, tmp_pat
         "fsdp": BACKENDS["fsdp"],
         "fsdp, kept": [*BACKENDS["fsdp"], *KEPT],
         "zero3, recomputed": [*BACKENDS["zero3_sharded"], *RECOMPUTED],
-        "zero2, deep prefix": [*BACKENDS["zero2"], *DEEP],
+        "zero3_large_offload, deep prefix": [*LARGE["zero3_large_offload"], *DEEP],
         "fsdp, deep prefix, recomputed": [*BACKENDS["fsdp"], *DEEP, *RECOMPUTED],
     }
     check(overrides, 2, cases, [[], DEEP])
@@ -92,7 +100,7 @@ def test_gradients_of_several_copies_equal_those_of_one_process(pair: Path, tmp_
         "decoders.qwen.shard=4",
     )
     cases = {
-        "zero2": BACKENDS["zero2"],
+        "zero3_large": LARGE["zero3_large"],
         "fsdp, deep prefix alone": [*BACKENDS["fsdp"], *ONLY_DEEP],
         "fsdp, lora": [*BACKENDS["fsdp"], *LORA],
     }

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
+from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
 from latentwire.decoders.loading import load_decoder
-from latentwire.decoders.sharded import CopyRanks
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed

@@ -50,13 +50,17 @@ def quantised_rows(rows: Tensor) -> dict[str, Tensor]:
 
 
 def _weight(codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    shape = (codes.shape[0], codes.shape[1] * 2)
-    out = torch.empty(shape, dtype=dtype, device=codes.device)
-    flat = codes.reshape(-1, 1)
-    dequantize_4bit(flat, absmax=scales.flatten(), out=out, blocksize=BLOCK, quant_type="nf4")
-    return out
+    state = QuantState(
+        absmax=scales.flatten(),
+        shape=torch.Size((codes.shape[0], codes.shape[1] * 2)),
+        dtype=dtype,
+        blocksize=BLOCK,
+        quant_type="nf4",
+    )
+    weight: Tensor = dequantize_4bit(codes.view(-1, 1), state)
+    return weight
 
 
 class _Nf4(torch.autograd.Function):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -189,25 +189,26 @@ class _Filler:
         """This rank's part of a parameter, from the first source; others must be equal to it."""
         parameter, module = getattr(place.module, place.key), place.module
         assert isinstance(parameter, DTensor)
-        own = torch.empty(parameter.to_local().shape, dtype=parameter.dtype, device=self._device)
-        share = -(-parameter.shape[0] // self._ranks.size)
-        first = min(share * self._ranks.rank, parameter.shape[0])
+        num_rows = len(parameter.to_local())
+        first = min(-(-len(parameter) // self._ranks.size) * self._ranks.rank, len(parameter))
         shape = tuple(parameter.shape)
         if isinstance(module, Nf4Rows) and _is_nf4(place):
             shape = (module.out_features, module.in_features)
+        parts = []
         for source in sources:
             if self._files.shape(source) != shape:
                 raise self._refused(
                     f"holds {source} of {self._files.shape(source)} where its configuration says "
                     f"{shape}"
                 )
-            if not len(own):
-                continue
-            rows = self._files.rows(source, first, first + len(own))
-            if source == sources[0]:
-                own.copy_(self._as_held(place, rows))
-            elif not torch.equal(own, self._as_held(place, rows).to(own)):
-                raise self._refused(f"ties {place.name}, and has other values in {source}")
+            rows = self._files.rows(source, first, first + num_rows)
+            if _is_nf4(place):
+                rows = quantised_rows(rows.to(self._device, self._dtype))[place.key]
+            # In the host's memory, rows of the same type stay mapped from the file.
+            parts.append(rows.to(self._device, parameter.dtype))
+        own, *others = parts
+        if not all(torch.equal(own, other) for other in others):
+            raise self._refused(f"ties {place.name}, and has other values in {sources[-1]}")
         return DTensor.from_local(
             own,
             parameter.device_mesh,
@@ -216,11 +217,6 @@ class _Filler:
             shape=parameter.shape,
             stride=parameter.stride(),
         )
-
-    def _as_held(self, place: _Place, rows: Tensor) -> Tensor:
-        if not _is_nf4(place):
-            return rows
-        return quantised_rows(rows.to(self._device, self._dtype))[place.key]
 
     def _refused(self, why: str) -> ConfigError:
         return _refused(self._name, self._config, why)

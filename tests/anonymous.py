@@ -8,8 +8,17 @@ from types import TracebackType
 
 def anonymous_bytes() -> int:
     """Memory of this process that no file stands behind."""
+    return _of_status("RssAnon")
+
+
+def resident_bytes() -> int:
+    """The same with what is mapped from files."""
+    return _of_status("VmRSS")
+
+
+def _of_status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("RssAnon"))
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith(f"{key}:"))
     return int(kibibytes) * 1024
 
 

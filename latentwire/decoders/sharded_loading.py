@@ -76,11 +76,11 @@ def _parameters_on_meta() -> Iterator[None]:
     that no file holds (the frequencies of rotary positions) have no other source."""
     register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            empty = torch.empty_like(parameter, device="meta")
-            parameter = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-        register(module, key, parameter)
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            empty = torch.empty_like(param, device="meta")
+            param = nn.Parameter(empty, requires_grad=param.requires_grad)
+        register(self, name, param)
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:

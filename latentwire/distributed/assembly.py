@@ -130,7 +130,9 @@ def assemble(config: Config, groups: ProcessGroups, *, encoder_model: Any = None
         settings = config.decoders[name]
         log.info("loading decoder '%s' from %s", name, settings.model)
         copy = groups.copy_of(name)
-        ranks = copy and CopyRanks(mesh=copy.mesh, bookkeeping=copy.bookkeeping)
+        ranks = None
+        if copy is not None:
+            ranks = CopyRanks(mesh=copy.mesh, bookkeeping=copy.bookkeeping)
         decoders[name] = load_decoder(name, settings, dtype=dtype, device=device, ranks=ranks)
         prompts[name] = prompts_for(
             config, name, decoders[name].tokenizer, window=decoders[name].window

@@ -103,11 +103,10 @@ def _sharded(
     for group in groups:
         shard, size = decoders[group.decoder].shard, group.size
         if size % shard:
-            key = f"decoders.{group.decoder}"
             divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
             problems.append(
-                f"{key}.shard: {shard} does not divide the {size} ranks of its group; use one of "
-                f"{divisors}, or {key}.ranks in multiples of {shard}"
+                f"decoders.{group.decoder}.shard: {shard} does not divide the {size} ranks of its "
+                f"group; use one of {divisors}, or give it a multiple of {shard} ranks"
             )
     if problems:
         raise ValueError("; ".join(problems))

@@ -7,14 +7,18 @@ from unittest.mock import Mock
 
 import jobs
 import pytest
+import torch
 from conftest import REPOSITORY, small_overrides
 from jobs import BACKENDS, SingleProcess
+from torch.distributed.tensor import DTensor
 
 from latentwire import config_file
 from latentwire.config import ConfigError
 from latentwire.data.rewriting import Written, continued
 from latentwire.testing import run_distributed
 from latentwire.training import objectives, run
+from latentwire.training.frozen_check import FrozenCheck
+from latentwire.training.identity import identities
 from latentwire.training.preflight import preflight
 
 SHARD = ["decoders.llama.shard=2", "decoders.qwen.shard=2"]
@@ -211,6 +215,36 @@ def test_a_run_over_shards_ends_as_one_over_whole_decoders(pair: Path, tmp_path:
     assert numbers(health_of(tmp_path)) == pytest.approx(numbers(health), abs=1e-3)
 
 
+def hashes_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:
+    """The hash of each decoder, and what is said when one weight of one rank's part changes."""
+    job = jobs.make_job(config_file.load("smoke", overrides), world_size)
+    check = FrozenCheck(job)
+    found = {"hashes": check.verify(), "identity": identities(job, check.before)}
+    if rank == world_size - 1:
+        for parameter in job.decoders["qwen"].model.parameters():
+            local = parameter.data.to_local() if isinstance(parameter, DTensor) else parameter.data
+        with torch.no_grad():
+            local.view(-1)[0] += 1
+    with pytest.raises(RuntimeError) as error:
+        check.verify()
+    return found | {"error": str(error.value)}
+
+
+def test_a_change_in_one_part_of_a_decoder_is_found(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "placement=colocated")
+    (whole,) = run_distributed(hashes_on_rank, 1, overrides)
+    two = run_distributed(hashes_on_rank, 2, [*overrides, *SHARD])
+    four = run_distributed(hashes_on_rank, 4, [*overrides, *SHARD])
+    assert all(rank["hashes"] == two[0]["hashes"] for rank in (*two, *four)), "of each copy alike"
+    assert whole["hashes"].keys() == two[0]["hashes"].keys()
+    for rank in four:
+        assert rank["error"].startswith("a frozen decoder changed: 'qwen' on rank 3 (model.norm")
+    for name, decoder in whole["identity"].items():
+        sharded = two[0]["identity"][name]
+        assert sharded["shapes"] == decoder["shapes"], "so a resume may shard otherwise"
+        assert decoder["weights"] and sharded["weights"] is None
+
+
 @pytest.mark.parametrize(
     ("more", "world_size", "message"),
     [
@@ -219,7 +253,7 @@ def test_a_run_over_shards_ends_as_one_over_whole_decoders(pair: Path, tmp_path:
             ["decoders.qwen.shard=2", "placement=separate"],
             2,
             "decoders.qwen.shard: 2 does not divide the 1 ranks of its group; use one of 1, or "
-            "decoders.qwen.ranks in multiples of 2",
+            "give it a multiple of 2 ranks",
         ),
         (
             ["decoders.qwen.shard=2", "decoders.qwen.quantization=int8"],

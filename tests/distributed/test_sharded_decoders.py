@@ -1,6 +1,7 @@
 """Frozen decoders that ranks hold together: they read, write and pass gradients as whole ones."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, small_overrides
 from jobs import BACKENDS, SingleProcess
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from latentwire import config_file
@@ -77,10 +79,28 @@ def _common(case: list[str]) -> list[str]:
     return [item for item in case if item.startswith("adapter.") or ".lora." in item]
 
 
+def untied(model: Path, folder: Path) -> Path:
+    """The model with an output layer of its own."""
+    shutil.copytree(model, folder)
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 1.5
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder
+
+
 def test_gradients_through_shards_equal_those_of_one_process(pair: Path, tmp_path: Path) -> None:
-    """Two ranks hold each decoder, for either backend of what is trained."""
+    """Two ranks hold each decoder, for either backend of what is trained; one decoder has tied
+    embeddings and the other has not."""
     overrides = small_overrides(
-        pair, tmp_path, "optim.max_grad_norm=0", "placement=colocated", "objectives.span=1", *SHARD
+        pair,
+        tmp_path,
+        "optim.max_grad_norm=0",
+        "placement=colocated",
+        "objectives.span=1",
+        f"decoders.llama.model={untied(pair / 'llama', tmp_path / 'untied')}",
+        *SHARD,
     )
     cases = {
         "fsdp": BACKENDS["fsdp"],

@@ -4,6 +4,7 @@ The model begins without weights, is sharded by FSDP2, and only then each rank r
 every tensor from the model's files.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from latentwire.wire.backbones import transformer_layers
 
 _NAMED = 3
 """How many tensors a message names."""
+_M_MMAP_THRESHOLD = -3
+"""As glibc's malloc.h has it."""
 
 
 def load_sharded(
@@ -43,6 +46,8 @@ def load_sharded(
         files = WeightFiles(config.model, revision=config.revision)
     except FileNotFoundError as error:
         raise _refused(name, config, str(error)) from None
+    if device.type == "cpu":
+        _give_back_large_blocks()
     model = _without_weights(name, config, dtype)
     _shard(name, config, model, ranks)
     with files:
@@ -68,6 +73,17 @@ def _without_weights(name: str, config: DecoderConfig, dtype: torch.dtype) -> An
     if type(embed).forward is not nn.Embedding.forward:
         raise _refused(name, config, f"looks its tokens up in a {type(embed).__name__} of its own")
     return model.eval().requires_grad_(False)
+
+
+def _give_back_large_blocks() -> None:
+    """Has the C library return a freed block of a mebibyte or more to the system at once.
+
+    Left alone, glibc keeps blocks up to 32 MiB once some were freed, and with them twice a rank's
+    part of the weights in the gaps that layers leave as they come and go.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 @contextmanager

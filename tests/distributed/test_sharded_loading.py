@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from anonymous import AnonymousPeak
+from anonymous import AnonymousPeak, anonymous_bytes
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -179,22 +179,28 @@ def written_alone(rank: int, world_size: int, folder: str, place: int) -> dict[s
 NF4_SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads": 4}
 
 
-def nf4_on_rank(rank: int, world_size: int, folder: str, recomputed: bool) -> dict[str, Tensor]:
-    decoder = load(
-        Path(folder),
-        world_size,
-        dtype=torch.float32,
-        quantization="nf4",
-        gradient_checkpointing=recomputed,
-    )
-    torch.manual_seed(rank % 2)
+def loss_gradient(decoder: FrozenDecoder) -> dict[str, Tensor]:
+    """Logits after a wire of seven vectors, and a loss's gradient at it."""
+    torch.manual_seed(0)
     soft = torch.randn(1, 7, decoder.hidden_size, requires_grad=True)
     row = PromptRow(
         prefix=PrefixRow(before=(1, 2), soft_row=0, num_soft=7), after=(3, 4), answer=(5, 6, 7)
     )
     logits = decoder.answer_logits(prompt_batch([row], pad=0), Injection(vectors=soft))
     (grad,) = torch.autograd.grad(logits.square().mean(), soft)
-    return {"logits": logits, "grad": grad}
+    return {"logits": logits.detach(), "grad": grad}
+
+
+def nf4_on_rank(rank: int, world_size: int, folder: str, recomputed: bool) -> dict[str, Tensor]:
+    return loss_gradient(
+        load(
+            Path(folder),
+            world_size,
+            dtype=torch.float32,
+            quantization="nf4",
+            gradient_checkpointing=recomputed,
+        )
+    )
 
 
 def test_rows_in_4_bits_are_those_of_the_whole_weight(pair: Path, tmp_path: Path) -> None:
@@ -228,13 +234,15 @@ def test_rows_that_a_scale_would_straddle_are_refused(pair: Path) -> None:
     assert problem.endswith("use none, or shard=1")
 
 
-def peak_on_rank(rank: int, world_size: int, small: str, folder: str) -> list[int]:
-    """Bytes that loading takes, at its peak; what a first load imports is loaded before."""
-    load(Path(small), world_size, dtype=torch.bfloat16)
+def peak_on_rank(rank: int, world_size: int, small: str, folder: str) -> dict[str, int]:
+    """Bytes that loading takes at its peak, and what is taken more after a forward and backward;
+    what a first load imports is loaded before."""
+    loss_gradient(load(Path(small), world_size, dtype=torch.bfloat16))
     with AnonymousPeak() as peak:
         decoder = load(Path(folder), world_size, dtype=torch.bfloat16)
-    del decoder
-    return [peak.above]
+    before = anonymous_bytes()
+    loss_gradient(decoder)
+    return {"load": peak.above, "kept": anonymous_bytes() - before}
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
@@ -256,10 +264,12 @@ def test_no_rank_holds_more_than_its_share(stored: torch.dtype, pair: Path, tmp_
     for file in (pair / "llama").glob("tokenizer*"):
         shutil.copy(file, tmp_path / file.name)
     arguments = (str(pair / "llama"), str(tmp_path))
-    ((whole,),) = run_distributed(peak_on_rank, 1, *arguments)
-    ranks = [peak for (peak,) in run_distributed(peak_on_rank, 2, *arguments)]
-    shown = ", ".join(f"{peak / 2**20:.0f}" for peak in ranks)
-    print(f"{stored}: {size / 2**20:.0f} MiB, whole {whole / 2**20:.0f}, of each rank {shown}")
+    whole = run_distributed(peak_on_rank, 1, *arguments)[0]["load"]
+    found = run_distributed(peak_on_rank, 2, *arguments)
+    ranks, kept = ([rank[key] for rank in found] for key in ("load", "kept"))
+    mebibytes = [round(number / 2**20) for number in (size, whole, *ranks, *kept)]
+    print(f"{stored}: weights, whole, of each rank, kept by it, in MiB: {mebibytes}")
+    assert max(kept) < 0.5 * size, "what was gathered is given back"
     if stored == torch.bfloat16:
         # Nothing is converted, so the weights stay mapped from the file, whole or not.
         assert max(whole, *ranks) < 0.1 * size

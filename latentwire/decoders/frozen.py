@@ -328,7 +328,7 @@ class FrozenDecoder:
         return nullcontext() if self.lora is None else self.lora.using(lora)
 
 
-def _table_sums(table: Tensor, *, chunk: int = 8192) -> Tensor:
+def _table_sums(table: Tensor, *, chunk: int = 1024) -> Tensor:
     """[rows, hidden] -> [hidden + 1], fp64: the sum of the rows, and of all squares.
 
     In parts, so that no second table comes to be beside a large one.

@@ -205,6 +205,7 @@ def numbers(tree: Any, path: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_over_shards_ends_as_one_over_whole_decoders(pair: Path, tmp_path: Path) -> None:
     """Goes on from a step of that one: training, validation, health, generation, every arm."""
     overrides = small_overrides(

@@ -76,19 +76,9 @@ class _Nf4(torch.autograd.Function):
         return grad @ _weight(codes, scales, grad.dtype), None, None, None
 
 
-def hold_in_nf4(layer: nn.Module) -> list[str]:
-    """Puts an ``Nf4Rows`` in place of every linear layer within ``layer``.
-
-    Returns:
-        names of those that cannot be: their rows are no multiple of ``BLOCK``.
-    """
-    bad = []
+def hold_in_nf4(layer: nn.Module) -> None:
+    """Puts an ``Nf4Rows`` in place of every linear layer within ``layer``."""
     for name, module in list(layer.named_modules()):
-        if not isinstance(module, nn.Linear):
-            continue
-        if module.in_features % BLOCK:
-            bad.append(name)
-            continue
-        parent, _, key = name.rpartition(".")
-        setattr(layer.get_submodule(parent), key, Nf4Rows(module))
-    return bad
+        if isinstance(module, nn.Linear):
+            parent, _, key = name.rpartition(".")
+            setattr(layer.get_submodule(parent), key, Nf4Rows(module))

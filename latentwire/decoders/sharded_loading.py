@@ -49,7 +49,7 @@ def load_sharded(
     if device.type == "cpu":
         _give_back_large_blocks()
     model = _without_weights(name, config, dtype)
-    _shard(name, config, model, ranks)
+    _shard(config, model, ranks)
     with files:
         _Filler(name, config, model, files, dtype=dtype, device=device, ranks=ranks).fill()
     keep_whole_in_backward(model, recomputed=config.gradient_checkpointing)
@@ -67,12 +67,51 @@ def _without_weights(name: str, config: DecoderConfig, dtype: torch.dtype) -> An
         model = AutoModelForCausalLM.from_config(
             architecture, dtype=dtype, attn_implementation="sdpa", **common
         )
-    if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
-        raise _refused(name, config, f"keeps some of its weights in fp32 beside {dtype}")
-    embed = model.get_input_embeddings()
-    if type(embed).forward is not nn.Embedding.forward:
-        raise _refused(name, config, f"looks its tokens up in a {type(embed).__name__} of its own")
+    if problems := sharding_problems(name, config, model, dtype=dtype):
+        raise ConfigError(problems)
     return model.eval().requires_grad_(False)
+
+
+def sharding_problems(
+    name: str, config: DecoderConfig, model: Any, *, dtype: torch.dtype
+) -> list[str]:
+    """Why a model cannot be sharded, as far as its modules show it.
+
+    Args:
+        name: the decoder's name, for messages.
+        model: without weights.
+        dtype: that the weights shall have.
+    """
+    found = []
+    layers, embed = transformer_layers(model), model.get_input_embeddings()
+    if not layers:
+        found.append("does not say which of its modules are layers")
+    if type(embed).forward is not nn.Embedding.forward:
+        found.append(f"looks its tokens up in a {type(embed).__name__} of its own")
+    if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
+        found.append(f"keeps some of its weights in fp32 beside {dtype}")
+    problems = [str(_refused(name, config, why)) for why in found]
+    if config.quantization == "nf4":
+        problems += _nf4_problems(name, config, layers)
+    return problems
+
+
+def _nf4_problems(name: str, config: DecoderConfig, layers: list[nn.Module]) -> list[str]:
+    key = f"decoders.{name}.quantization: 'nf4', but"
+    linears = [
+        (key, module)
+        for layer in layers
+        for key, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not linears:
+        return [f"{key} {config.model} has no linear layer that bitsandbytes quantises; use none"]
+    return [
+        f"{key} rows of {linear} in {config.model} are no multiple of the {BLOCK} weights that one "
+        f"scale covers, so decoders.{name}.shard cannot part them; use none, or shard=1"
+        for linear, module in linears
+        if module.in_features % BLOCK
+    ][:1]
 
 
 def _give_back_large_blocks() -> None:
@@ -105,33 +144,15 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def _shard(name: str, config: DecoderConfig, model: Any, ranks: CopyRanks) -> None:
+def _shard(config: DecoderConfig, model: Any, ranks: CopyRanks) -> None:
     """Every layer a unit, the tables of tokens too where they are two, and what is left."""
     layers = transformer_layers(model)
-    if not layers:
-        raise _refused(name, config, "does not say which of its modules are layers")
-    if config.quantization == "nf4":
-        _hold_in_nf4(name, config, layers)
+    for layer in layers if config.quantization == "nf4" else ():
+        hold_in_nf4(layer)
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = [] if head is None or head.weight is embed.weight else [embed, head]
     for unit in (*layers, *tables, model):
         fully_shard(unit, mesh=ranks.mesh, reshard_after_forward=config.reshard)
-
-
-def _hold_in_nf4(name: str, config: DecoderConfig, layers: list[nn.Module]) -> None:
-    key = f"decoders.{name}.quantization: 'nf4', but"
-    if bad := [linear for layer in layers for linear in hold_in_nf4(layer)]:
-        raise ConfigError(
-            [
-                f"{key} rows of {bad[0]} in {config.model} are no multiple of the {BLOCK} weights "
-                f"that one scale covers, so decoders.{name}.shard cannot part them; use none, or "
-                "shard=1"
-            ]
-        )
-    if not any(isinstance(module, Nf4Rows) for layer in layers for module in layer.modules()):
-        raise ConfigError(
-            [f"{key} {config.model} has no linear layer that bitsandbytes quantises; use none"]
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

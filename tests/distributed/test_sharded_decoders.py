@@ -281,6 +281,11 @@ def test_a_change_in_one_part_of_a_decoder_is_found(pair: Path, tmp_path: Path) 
             2,
             "decoders.qwen.quantization: 'int8' with decoders.qwen.shard 2",
         ),
+        (
+            ["decoders.qwen.shard=2", "decoders.qwen.quantization=nf4"],
+            2,
+            "decoders.qwen.quantization: 'nf4', but rows of self_attn.q_proj in ",
+        ),
         (["decoders.qwen.reshard=false"], 2, "decoders.qwen.reshard: false, but"),
     ],
 )

@@ -221,7 +221,8 @@ def test_a_run_over_shards_ends_as_one_over_whole_decoders(pair: Path, tmp_path:
         "diagnostics.grad_diag_units=encoder,adapter",
         "objectives.ae=0.1",
         "eval.samples=10",
-        "eval.batch_size=4",
+        "eval.batch_size=6",
+        "eval.max_new_tokens=4",
     )
     assert run_distributed(train_on_rank, 2, overrides) == ["finished"] * 2
     whole, health = metrics_of(tmp_path), health_of(tmp_path)

@@ -276,4 +276,17 @@ def _decoder_problems(config: Config) -> list[str]:
             found.append(f"{key}.lora: rank must be 0 or more, alpha above 0")
         if decoder.share <= 0 or decoder.weight <= 0:
             found.append(f"{key}: share and weight must be above 0")
+        if decoder.shard < 1:
+            found.append(f"{key}.shard: {decoder.shard} must be 1 or more; 1 shards nothing")
+        elif decoder.shard > 1 and decoder.quantization == "int8":
+            found.append(
+                f"{key}.quantization: 'int8' with {key}.shard {decoder.shard}: bitsandbytes keeps "
+                "the scales of int8 weights where FSDP2 cannot shard them; use nf4 or none, or "
+                "shard=1"
+            )
+        elif decoder.shard == 1 and not decoder.reshard:
+            found.append(
+                f"{key}.reshard: false, but {key}.shard is 1, so nothing is gathered; set a shard, "
+                "or remove it"
+            )
     return found

@@ -138,6 +138,12 @@ class DecoderConfig:
     """``nf4`` loads the frozen weights in 4 bits, ``int8`` in 8 (they need bitsandbytes)."""
     gradient_checkpointing: bool = False
     """Recompute the decoder's layers in backward instead of keeping their activations."""
+    shard: int = 1
+    """Ranks of the group that hold one copy of the weights together, by FSDP2; a group of more
+    ranks holds several copies. 1: every rank holds all of them."""
+    reshard: bool = True
+    """With ``shard``: let go of a layer's whole weights after its forward, and gather them again in
+    backward. false keeps them until then: faster, but for a time every rank has them all."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     trust_remote_code: bool = False
     """Allow the model's repository to run its own code."""

@@ -17,13 +17,13 @@ _MAY_CHANGE = (
     "validation.interval",
     "validation.patience",
 )
-_MAY_CHANGE_OF_DECODER = (".ranks", ".share")
+_MAY_CHANGE_OF_DECODER = (".ranks", ".share", ".shard", ".reshard")
 
 
 def changed_keys(before: Config, now: Config) -> list[str]:
     """Keys that differ although a resumed run may not change them, each with both values.
 
-    World size, placement, backend, intervals, patience and more steps may change.
+    World size, placement, sharding, backend, intervals, patience and more steps may change.
     """
     old, new = flatten(before), flatten(now)
     found = []

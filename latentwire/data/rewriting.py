@@ -74,21 +74,30 @@ def written_batch(
     prompts: DecoderPrompts,
     tokenizer: EncoderTokenizer,
     texts: Sequence[Written],
+    *,
+    never_none: bool = False,
 ) -> tuple[PromptBatch, Tensor] | None:
     """The wires of a part, each to be gone on from with what ``texts`` holds for it.
+
+    Args:
+        never_none: where there is nothing to write, one token that counts nothing is written, so
+            that ranks which share a decoder read equally often.
 
     Returns:
         the prompts, and [supervised] how many examples read the wire of each target; None where
         there is nothing to write.
     """
-    rows, weights = [], []
+    rows, weights, readers = [], [], own.readers
+    if never_none and not any(text.answer for text in texts):
+        texts = [Written(cue=(prompts.pad,), answer=(prompts.pad,)), *texts[1:]]
+        readers = (0,) * len(texts)
     for row, (wire, text) in enumerate(zip(own.texts, texts, strict=True)):
         if not text.answer:
             continue
         num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         prefix = PrefixRow(before=prompts.lead, soft_row=row, num_soft=num_soft)
         rows.append(PromptRow(prefix=prefix, after=text.cue, answer=text.answer))
-        weights += [own.readers[row]] * len(text.answer)
+        weights += [readers[row]] * len(text.answer)
     if not rows:
         return None
     return prompt_batch(rows, pad=prompts.pad), torch.tensor(weights)

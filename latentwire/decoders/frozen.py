@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from latentwire.data.batch import PromptBatch
 from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
 from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
+from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
 from latentwire.decoders.lora import LoraSlots
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
@@ -59,22 +60,38 @@ class FrozenDecoder:
         model: a Hugging Face causal LM.
         tokenizer: its tokenizer.
         lora_targets: linear layers that a wire may update, as ``LoraSlots`` names them.
+        ranks: that hold the model together, where it is sharded. All of them must then make one,
+            and read with it equally often.
     """
 
     def __init__(
-        self, name: str, model: Any, tokenizer: Any, *, lora_targets: str | None = None
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Any,
+        *,
+        lora_targets: str | None = None,
+        ranks: CopyRanks | None = None,
     ) -> None:
         self.name = name
         self.constant: ConstantPrefix | None
         self.model, self.constant = without_prompt_learning(model.eval().requires_grad_(False))
         self.tokenizer = tokenizer
         self.lora = LoraSlots(self.model, lora_targets) if lora_targets else None
+        self.ranks = ranks
+        """That hold the model together; None where each rank has all of it."""
         self._embed = self.model.get_input_embeddings()
+        self._table = None if ranks is None else ShardedTable(self._embed, ranks)
         self._rotate = rotation_of(self.model)
 
     @property
     def hidden_size(self) -> int:
         return int(self._embed.weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of input embeddings."""
+        return int(self._embed.weight.shape[0])
 
     @property
     def device(self) -> torch.device:
@@ -86,16 +103,40 @@ class FrozenDecoder:
         """Longest sequence of the model in tokens."""
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
-    @cached_property
+    @property
     def embedding_rms(self) -> float:
         """Root mean square of the input embeddings."""
-        return float(self.embeddings.float().pow(2).mean().sqrt())
+        return self._embedding_moments[0]
+
+    @property
+    def mean_embedding(self) -> Tensor:
+        """[hidden], fp32 on the host."""
+        return self._embedding_moments[1]
+
+    @cached_property
+    def _embedding_moments(self) -> tuple[float, Tensor]:
+        sums = _table_sums(self.embeddings if self._table is None else self._table.own()).cpu()
+        if self.ranks is not None:
+            sums = self.ranks.total(sums)
+        square = sums[-1] / (self.vocabulary * self.hidden_size)
+        return float(square.sqrt()), (sums[:-1] / self.vocabulary).float()
 
     @property
     def embeddings(self) -> Tensor:
-        """The input embeddings [vocabulary, hidden]."""
+        """The input embeddings [vocabulary, hidden]; of a sharded decoder a copy, gathered."""
+        if self._table is not None:
+            return self._table.whole()
         weight: Tensor = self._embed.weight
         return weight.detach()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[...] token ids -> [..., hidden]."""
+        found: Tensor = self._embed(ids) if self._table is None else self._table.lookup(ids)
+        return found
+
+    def all_agree(self, flag: bool) -> bool:
+        """Whether ``flag`` is true on every rank that must read as often as this one."""
+        return flag if self.ranks is None else self.ranks.all_agree(flag)
 
     @property
     def num_layers(self) -> int:
@@ -113,15 +154,15 @@ class FrozenDecoder:
         return DecoderShape(
             hidden_size=self.hidden_size,
             embedding_rms=self.embedding_rms,
-            mean_embedding=self.embeddings.float().mean(0).cpu(),
+            mean_embedding=self.mean_embedding,
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )
 
     @torch.no_grad()
     def _cache_shape(self) -> CacheShape:
-        ids = torch.arange(64, device=self.device)[None] % len(self._embed.weight)
-        output = self.model(inputs_embeds=self._embed(ids), use_cache=True)
+        ids = torch.arange(64, device=self.device)[None] % self.vocabulary
+        output = self.model(inputs_embeds=self.embed(ids), use_cache=True)
         return cache_shape(self.name, output.past_key_values, num_tokens=ids.shape[1])
 
     @torch.no_grad()
@@ -132,18 +173,24 @@ class FrozenDecoder:
             mask: [rows, length], True at real tokens, which stand on the left.
             layer: 0 for the input embeddings, n for the states after the n-th layer.
         """
-        embeds: Tensor = self._embed(ids)
+        embeds = self.embed(ids)
         if layer == 0:
             return embeds
         found: list[Tensor] = []
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             found.append(output[0] if isinstance(output, tuple) else output)
-            raise _Reached
+            if self.ranks is None:  # FSDP2 does not expect a forward that breaks off
+                raise _Reached
 
         handle = transformer_layers(self.model)[layer - 1].register_forward_hook(keep)
         try:
-            self.model(inputs_embeds=embeds, attention_mask=mask.long(), use_cache=False)
+            self.model(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                use_cache=False,
+                logits_to_keep=1,
+            )
         except _Reached:
             pass
         finally:
@@ -155,7 +202,7 @@ class FrozenDecoder:
         """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
         [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
         output = self.model(
-            inputs_embeds=self._embed(ids),
+            inputs_embeds=self.embed(ids),
             attention_mask=mask.long(),
             use_cache=True,
             logits_to_keep=1,
@@ -171,7 +218,7 @@ class FrozenDecoder:
             wire: what fills the slots, and is added to the cache there; None for text.
             with_prefixes: keep the prefixes' keys and values.
         """
-        embeds = self._embed(batch.prefix_ids)  # [prefixes, length, hidden]
+        embeds = self.embed(batch.prefix_ids)  # [prefixes, length, hidden]
         lora: Updates = {} if wire is None else wire.lora
         if wire is not None:
             rows = batch.prefix_soft_row[:, None]
@@ -231,7 +278,7 @@ class FrozenDecoder:
         first = 0 if self.constant is None else self.constant.length
         with self._updated(context.lora):
             output = self.model(
-                inputs_embeds=self._embed(ids),
+                inputs_embeds=self.embed(ids),
                 attention_mask=context.mask.long(),
                 position_ids=positions + first,
                 past_key_values=context.cache,
@@ -279,3 +326,16 @@ class FrozenDecoder:
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora
         return nullcontext() if self.lora is None else self.lora.using(lora)
+
+
+def _table_sums(table: Tensor, *, chunk: int = 1024) -> Tensor:
+    """[rows, hidden] -> [hidden + 1], fp64: the sum of the rows, and of all squares.
+
+    In parts, so that no second table comes to be beside a large one.
+    """
+    sums = torch.zeros(table.shape[1] + 1, dtype=torch.float64, device=table.device)
+    for rows in table.split(chunk):
+        part = rows.double()
+        sums[:-1] += part.sum(0)
+        sums[-1] += part.square().sum()
+    return sums

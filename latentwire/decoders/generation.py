@@ -35,7 +35,8 @@ def greedy(
         token = logits[:, -1].argmax(-1).masked_fill(done, eos)  # [examples]
         tokens.append(token)
         done = done | (token == eos)
-        if len(tokens) == max_new_tokens or bool(done.all()):
+        # A sharded decoder goes on for as long as any of its ranks has something to write.
+        if len(tokens) == max_new_tokens or decoder.all_agree(bool(done.all())):
             break
         positions = positions + 1
         real = torch.ones_like(positions, dtype=torch.bool)

@@ -7,27 +7,48 @@ from transformers import AutoModelForCausalLM
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.quantised import prepare_quantised
 from latentwire.decoders.recompute import recompute_layers
+from latentwire.decoders.sharded_loading import load_sharded
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_decoder(
-    name: str, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device
+    name: str,
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: CopyRanks | None = None,
 ) -> FrozenDecoder:
-    """Loads a decoder by folder or hub id, frozen, on one device.
+    """Loads a decoder by folder or hub id, frozen, on one device or over ``ranks``.
 
     Args:
         dtype: the run's precision, where the decoder has none of its own. Quantised layers compute
             in it; embeddings, norms and the output layer are held in it.
+        ranks: that hold the decoder together; all of them must call. None loads all of it here.
 
     Raises:
-        ConfigError: the model has nothing that the configuration asks to quantise or recompute.
+        ConfigError: the model has nothing that the configuration asks to quantise, recompute or
+            shard.
     """
     if config.precision is not None:
         dtype = _DTYPES[config.precision]
+    if ranks is None:
+        model = _load_whole(name, config, dtype, device)
+    else:
+        model = load_sharded(name, config, dtype=dtype, device=device, ranks=ranks)
+    targets = config.lora.targets if config.lora.rank else None
+    decoder = FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets, ranks=ranks)
+    if config.gradient_checkpointing:
+        recompute_layers(name, model, decoder.lora)
+    return decoder
+
+
+def _load_whole(name: str, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Any:
     extra: dict[str, Any] = {}
     if config.quantization != "none":
         extra["quantization_config"] = _quantisation(config, dtype)
@@ -50,11 +71,7 @@ def load_decoder(
                 "linear layer that bitsandbytes quantises; use none"
             ]
         )
-    targets = config.lora.targets if config.lora.rank else None
-    decoder = FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets)
-    if config.gradient_checkpointing:
-        recompute_layers(name, model, decoder.lora)
-    return decoder
+    return model
 
 
 def _quantisation(config: DecoderConfig, dtype: torch.dtype) -> Any:

@@ -16,6 +16,7 @@ from latentwire.config import Config
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
 from latentwire.data.prompts import DecoderPrompts, prompts_for
+from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
 from latentwire.distributed.exchange import exchange, scale_gradient
@@ -128,7 +129,11 @@ def assemble(config: Config, groups: ProcessGroups, *, encoder_model: Any = None
         name = spec.decoder
         settings = config.decoders[name]
         log.info("loading decoder '%s' from %s", name, settings.model)
-        decoders[name] = load_decoder(name, settings, dtype=dtype, device=device)
+        copy = groups.copy_of(name)
+        ranks = None
+        if copy is not None:
+            ranks = CopyRanks(mesh=copy.mesh, bookkeeping=copy.bookkeeping)
+        decoders[name] = load_decoder(name, settings, dtype=dtype, device=device, ranks=ranks)
         prompts[name] = prompts_for(
             config, name, decoders[name].tokenizer, window=decoders[name].window
         )

@@ -83,6 +83,11 @@ class ProcessGroups:
         self._decoders = {
             spec.decoder: self._create(spec.decoder, spec.ranks, limit) for spec in topology.groups
         }
+        self._copies = {
+            spec.decoder: self._create_copies(spec, limit)
+            for spec in topology.groups
+            if spec.shard > 1
+        }
 
     def _create(self, name: str, ranks: tuple[int, ...], limit: timedelta) -> Any:
         # Every rank enters every new_group in the same order, member or not.
@@ -105,6 +110,13 @@ class ProcessGroups:
             host_mesh=DeviceMesh.from_group(saving, "cpu"),
         )
 
+    def _create_copies(self, spec: GroupSpec, limit: timedelta) -> Any:
+        """A group for each copy of a sharded decoder; the one that this process belongs to."""
+        found = None
+        for number, ranks in enumerate(spec.copies):
+            found = self._create(f"{spec.decoder}/copy {number}", ranks, limit) or found
+        return found
+
     def expect_steps(self) -> None:
         """From here on ranks answer soon: a message may take ``step_timeout``.
 
@@ -120,7 +132,8 @@ class ProcessGroups:
         if seconds == self.timeout:
             return
         self.timeout = seconds
-        own = [group for group in (self.world, *self._decoders.values()) if group is not None]
+        every = (self.world, *self._decoders.values(), *self._copies.values())
+        own = [group for group in every if group is not None]
         handles = [handle for group in own for handle in (group.handle, group.bookkeeping)]
         # The default group too: libraries use it where they are given none.
         for handle in (None, *handles):
@@ -141,6 +154,12 @@ class ProcessGroups:
         group: Group | None = self._decoders[name]
         if group is None:
             raise ValueError(f"rank {self.rank} does not belong to the group of decoder '{name}'")
+        return group
+
+    def copy_of(self, name: str) -> Group | None:
+        """The ranks that hold this process's copy of a decoder's weights together with it; None
+        where the decoder is not sharded, or not hosted here."""
+        group: Group | None = self._copies.get(name)
         return group
 
 

@@ -6,8 +6,8 @@ group exists, so a bad layout is a message and never a hang.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
@@ -21,10 +21,18 @@ class GroupSpec:
 
     decoder: str
     ranks: tuple[int, ...]
+    shard: int = 1
+    """Ranks that hold one copy of the decoder's weights together."""
 
     @property
     def size(self) -> int:
         return len(self.ranks)
+
+    @property
+    def copies(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of each copy of the decoder's weights: neighbours."""
+        starts = range(0, self.size, self.shard)
+        return tuple(self.ranks[start : start + self.shard] for start in starts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +81,9 @@ class Topology:
             ranks = ", ".join(str(rank) for rank in group.ranks)
             line = f"  {group.decoder:<{width}}  {group.size} ranks: {ranks}"
             lines.append(line + self._where(group))
+            if group.shard > 1:
+                copies = ", ".join("+".join(map(str, copy)) for copy in group.copies)
+                lines[-1] += f"; a copy of the weights on {copies}"
         return "\n".join(lines)
 
     def _where(self, group: GroupSpec) -> str:
@@ -117,7 +128,7 @@ def plan(
         return Topology(
             world_size=world_size,
             placement="colocated",
-            groups=groups,
+            groups=_sharded(groups, decoders),
             ranks_per_node=ranks_per_node,
         )
     sizes = _sizes(decoders, world_size)
@@ -135,7 +146,7 @@ def plan(
     ]
     best = min(topologies, key=_num_pieces)
     _check(best)
-    return best
+    return replace(best, groups=_sharded(best.groups, decoders))
 
 
 def _in_order(sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -169,6 +180,24 @@ def _by_node(sizes: Mapping[str, int], per_node: int, num_nodes: int) -> dict[st
 
 def _num_pieces(topology: Topology) -> int:
     return sum(len(topology.nodes_of(group)) for group in topology.groups)
+
+
+def _sharded(
+    groups: Sequence[GroupSpec], decoders: Mapping[str, DecoderConfig]
+) -> tuple[GroupSpec, ...]:
+    """The groups with the number of ranks that hold a copy."""
+    problems = []
+    for group in groups:
+        shard, size = decoders[group.decoder].shard, group.size
+        if size % shard:
+            divisors = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+            problems.append(
+                f"decoders.{group.decoder}.shard: {shard} does not divide the {size} ranks of its "
+                f"group; use one of {divisors}, or give it a multiple of {shard} ranks"
+            )
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tuple(replace(group, shard=decoders[group.decoder].shard) for group in groups)
 
 
 def _sizes(decoders: Mapping[str, DecoderConfig], world_size: int) -> dict[str, int]:

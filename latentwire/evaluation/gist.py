@@ -35,7 +35,7 @@ def _scores(
     decoder, prompts = job.decoders[name], job.prompts[name]
     length = job.config.gist.gist_len
     ids, mask = gist_targets(trained_on, prompts, gist_len=length)
-    counts = reconstruction.count_tokens(ids, mask, vocabulary=len(decoder.embeddings))
+    counts = reconstruction.count_tokens(ids, mask, vocabulary=decoder.vocabulary)
     counts = counts.to(job.device)
     sums = dict.fromkeys(("num", "nll", "accuracy", "unigram_nll", "mean_embedding_nll"), 0.0)
     for batch in text_batches(job, name, examples):

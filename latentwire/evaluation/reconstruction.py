@@ -52,8 +52,9 @@ def _scores(
     job: Job, name: str, examples: Sequence[Example], wrong: dict[str, str]
 ) -> dict[str, float]:
     """Sums over this rank's part of the texts."""
-    prompts = job.prompts[name]
+    decoder, prompts = job.decoders[name], job.prompts[name]
     num_tokens = job.config.objectives.ae_tokens
+    is_shared = decoder.ranks is not None
     sums = {f"{arm}/{what}": 0.0 for arm in ARMS for what in ("nll", "accuracy")} | {"num": 0.0}
     for batch in text_batches(job, name, examples):
         latents = job.latents(batch.whole)
@@ -78,24 +79,32 @@ def _scores(
         for arm, (whole, own, wires) in read.items():
             # Sharded weights are gathered for it: every rank of the group takes part.
             wire = job.inject(name, wires, own)
-            laid_out = written_batch(whole, own, prompts, job.tokenizer, texts)
+            laid_out = written_batch(
+                whole, own, prompts, job.tokenizer, texts, never_none=is_shared
+            )
             if laid_out is not None:
-                prompt = laid_out[0].to(job.device)
-                logits = job.decoders[name].answer_logits(prompt, wire)
-                _add(sums, arm, logits, prompt.targets)
-        if any(text.answer for text in texts):
+                prompt, is_counted = laid_out[0].to(job.device), bool(laid_out[1].any())
+                _add(sums, arm, decoder.answer_logits(prompt, wire), prompt.targets, is_counted)
+        is_counted = any(text.answer for text in texts)
+        if is_counted or is_shared:
             prompt = _bare(prompts, texts).to(job.device)
-            _add(sums, "no_wire", job.decoders[name].answer_logits(prompt), prompt.targets)
+            _add(sums, "no_wire", decoder.answer_logits(prompt), prompt.targets, is_counted)
     return sums
 
 
 def _bare(prompts: DecoderPrompts, texts: Sequence[Written]) -> PromptBatch:
-    """The cue alone."""
+    """The cue alone; one token where there is nothing to write."""
+    written = [text for text in texts if text.answer]
+    written = written or [Written(cue=(prompts.pad,), answer=(prompts.pad,))]
     prefix = PrefixRow(before=prompts.lead)
-    rows = [PromptRow(prefix=prefix, after=text.cue, answer=text.answer) for text in texts]
-    return prompt_batch([row for row in rows if row.answer], pad=prompts.pad)
+    rows = [PromptRow(prefix=prefix, after=text.cue, answer=text.answer) for text in written]
+    return prompt_batch(rows, pad=prompts.pad)
 
 
-def _add(sums: dict[str, float], arm: str, logits: Tensor, targets: Tensor) -> None:
+def _add(
+    sums: dict[str, float], arm: str, logits: Tensor, targets: Tensor, is_counted: bool
+) -> None:
+    if not is_counted:
+        return
     sums[f"{arm}/nll"] += float(token_losses(logits, targets).sum())
     sums[f"{arm}/accuracy"] += int((logits.argmax(-1) == targets).sum())

@@ -26,8 +26,8 @@ class FrozenCheck:
         """Compares every decoder with what it was. All ranks must call.
 
         Returns:
-            Each decoder's hash, of the whole job, on every rank. Where ranks hold different parts
-            of a decoder, it is one over the parts' hashes in rank order.
+            Each decoder's hash, of the whole job, on every rank. Where ranks hold a copy of a
+            decoder together, it is one over the hashes of their parts in rank order.
 
         Raises:
             RuntimeError: on every rank alike, naming the decoders, ranks and tensors that differ.
@@ -41,8 +41,10 @@ class FrozenCheck:
         ranks: list[dict[str, Any]] = broadcast_json(gather_json(found, world), world)
         if problems := _problems(ranks):
             raise RuntimeError("a frozen decoder changed: " + "; ".join(problems))
-        names = [spec.decoder for spec in self._job.groups.topology.groups]
-        hashes = {name: _hash([r[name]["hash"] for r in ranks if name in r]) for name in names}
+        hashes = {}
+        for spec in self._job.groups.topology.groups:
+            parts = [ranks[rank][spec.decoder]["hash"] for rank in spec.ranks]
+            hashes[spec.decoder] = _hash(parts, shard=spec.shard)
         log.info("decoders unchanged: %s", ", ".join(f"{n} {h}" for n, h in hashes.items()))
         return hashes
 
@@ -58,7 +60,8 @@ def _problems(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _hash(parts: Sequence[str]) -> str:
-    if len(set(parts)) == 1:
-        return parts[0]
-    return combined({str(index): part for index, part in enumerate(parts)})
+def _hash(parts: Sequence[str], *, shard: int) -> str:
+    copies = {tuple(parts[first : first + shard]) for first in range(0, len(parts), shard)}
+    # The same of every copy, unless ranks differ in more than what they hold.
+    own = copies.pop() if len(copies) == 1 else tuple(parts)
+    return own[0] if len(own) == 1 else combined({str(i): part for i, part in enumerate(own)})

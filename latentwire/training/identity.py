@@ -16,8 +16,9 @@ def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[
     """The identity of every decoder of the job, the same on every rank. All ranks must call.
 
     ``model`` and ``revision`` say where it came from, ``shapes`` is a hash over names, shapes and
-    types of its tensors, ``weights`` one over their bytes (null where this depends on the layout
-    or the device: quantised or sharded decoders). ``shape`` is what a wire is built from.
+    types of its tensors, ``weights`` one over their bytes. Null where they depend on the layout or
+    the device: ``weights`` of quantised or sharded decoders, ``shapes`` of those that are both.
+    ``shape`` is what a wire is built from.
 
     Args:
         fingerprints: of the decoders that this rank hosts.
@@ -28,12 +29,12 @@ def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[
         tensors = model.state_dict()
         is_whole = not any(isinstance(tensor, DTensor) for tensor in tensors.values())
         lines = "".join(f"{k} {tuple(t.shape)} {t.dtype}\n" for k, t in sorted(tensors.items()))
-        exact = is_whole and settings.quantization == "none"
+        is_plain = settings.quantization == "none"
         own[name] = {
             "model": settings.model,
             "revision": getattr(model.config, "_commit_hash", None),
-            "shapes": hashlib.sha256(lines.encode()).hexdigest(),
-            "weights": combined(fingerprints[name]) if exact else None,
+            "shapes": hashlib.sha256(lines.encode()).hexdigest() if is_whole or is_plain else None,
+            "weights": combined(fingerprints[name]) if is_whole and is_plain else None,
             "shape": shape_tree(job.shapes[name]),
         }
     found: dict[str, Any] = {}

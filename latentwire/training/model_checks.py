@@ -15,6 +15,7 @@ from latentwire.config import Config, DecoderConfig, EncoderConfig
 from latentwire.data.hub import hub_problem
 from latentwire.data.tokenizers import load_tokenizer
 from latentwire.decoders.lora import LoraSlots
+from latentwire.decoders.sharded_loading import sharding_problems
 from latentwire.wire.backbones import make_backbone
 
 
@@ -67,6 +68,14 @@ def decoder_problems(config: Config, name: str) -> list[str]:
             f"adapter.hidden_mult: {config.adapter.hidden_mult} of {key}.model's hidden size "
             f"{hidden_size} is less than 1; use more"
         )
+    if settings.shard > 1:
+        is_bf16 = (settings.precision or config.precision) == "bf16"
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(
+                model, trust_remote_code=settings.trust_remote_code
+            )
+        dtype = torch.bfloat16 if is_bf16 else torch.float32
+        found += sharding_problems(name, settings, empty, dtype=dtype)
     if settings.lora.rank:
         try:
             with torch.device("meta"):

@@ -250,7 +250,14 @@ class _Part:
 
     def _written(self, texts: Sequence[Written]) -> Tensor:
         """The decoder's loss at each token it writes, times how often that counts."""
-        laid_out = written_batch(self._batch, self._own, self._prompts, self.job.tokenizer, texts)
+        laid_out = written_batch(
+            self._batch,
+            self._own,
+            self._prompts,
+            self.job.tokenizer,
+            texts,
+            never_none=self._decoder.ranks is not None,
+        )
         if laid_out is None:
             return self._wire.vectors.sum()[None] * 0
         prompt, weights = laid_out[0].to(self.job.device), laid_out[1].to(self.job.device)

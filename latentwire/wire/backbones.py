@@ -146,7 +146,8 @@ def make_backbone(config: EncoderConfig, model: Any = None) -> Any:
 def transformer_layers(model: Any) -> list[nn.Module]:
     """The transformer layers of a Hugging Face model, from the input up."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
+    # A sharded module is of a class that derives from its own.
+    return [m for m in model.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
 
 
 def encoder_window(config: EncoderConfig) -> int:

@@ -21,6 +21,8 @@ SHIPPED = {
     "zero3": (3, None),
     "zero2_offload": (2, {"offload_optimizer"}),
     "zero3_offload": (3, {"offload_optimizer", "offload_param"}),
+    "zero3_large": (3, None),
+    "zero3_large_offload": (3, {"offload_optimizer", "offload_param"}),
 }
 
 

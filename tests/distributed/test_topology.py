@@ -280,3 +280,27 @@ def test_placement_by_nodes_covers_any_world_and_never_makes_more_pieces() -> No
         )
         moved += layout.groups != plain.groups
     assert moved > 50
+
+
+# --- shards
+
+
+def test_neighbours_hold_a_copy_together() -> None:
+    layout = plan(
+        decoders(a={"ranks": 2}, b={"ranks": 4, "shard": 2}), placement="separate", world_size=6
+    )
+    a, b = layout.groups
+    assert a.copies == ((0,), (1,))
+    assert b.copies == ((2, 3), (4, 5))
+    assert "b  4 ranks: 2, 3, 4, 5; a copy of the weights on 2+3, 4+5" in layout.table()
+    assert "copy" not in layout.table().splitlines()[1]
+
+
+def test_every_group_that_a_shard_does_not_divide_is_named() -> None:
+    with pytest.raises(ValueError) as error:
+        plan(decoders(a={"shard": 4}, b={"shard": 5}), placement="colocated", world_size=6)
+    assert str(error.value) == (
+        "decoders.a.shard: 4 does not divide the 6 ranks of its group; use one of 1, 2, 3, 6, or "
+        "give it a multiple of 4 ranks; decoders.b.shard: 5 does not divide the 6 ranks of its "
+        "group; use one of 1, 2, 3, 6, or give it a multiple of 5 ranks"
+    )

@@ -10,6 +10,7 @@ commands:
   eval         evaluate the best or last checkpoint of a run
   sweep        run a cross product of configurations, and compare them
   ablate       switch every component on and off, and write what was learned
+  plan         say whether a job fits its GPUs, and how it is laid out
   checkpoint   list, verify, compare and export what a run has saved
   watch        show how a run goes, live or as plain lines
   report       write a run's report, or one that compares several runs
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": _eval,
         "sweep": _sweep,
         "ablate": _ablate,
+        "plan": _plan,
         "checkpoint": _checkpoint,
         "watch": _watch,
         "report": _report,
@@ -69,6 +71,12 @@ def _ablate(arguments: list[str]) -> int:
     from latentwire.ablate import main as ablate
 
     return ablate(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    from latentwire.plan import main as plan
+
+    return plan(arguments)
 
 
 def _checkpoint(arguments: list[str]) -> int:

@@ -15,10 +15,11 @@ from latentwire.arguments import Parser, add_run, with_flags
 from latentwire.config import Config, ConfigError
 from latentwire.distributed import topology
 from latentwire.distributed.topology import Topology
-from latentwire.planning import advice, batch, cost, layout, scaling, shapes, text, traffic
+from latentwire.planning import batch, cost, layout, scaling, shapes, text, traffic
+from latentwire.planning.advice import Adviser
 from latentwire.planning.batch import Lengths
 from latentwire.planning.cost import Device
-from latentwire.planning.memory import GIB, Models, RankMemory, predict, shard_of
+from latentwire.planning.memory import GIB, Models, RankMemory, fullest, predict, shard_of
 
 _HELP = "what a GPU and its links do is assumed, not measured: "
 
@@ -132,23 +133,17 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
     limit, reserve = int(options["gpu_memory"] * GIB), int(options["reserve"] * GIB)
     fits = all(rank.peak.total + reserve <= limit for rank in ranks)
     costs = _costs(config, models, topo, lengths, options)
-    alone: list[advice.Change] = []
-    together = None
+    found_advice = None
     if not fits:
-        alone, together = advice.changes(
+        found_advice = Adviser(
             config, models, lengths, world_size=nodes.world_size, limit=limit - reserve
-        )
+        ).advise()
     if options["json"]:
         found = _tree(topo, nodes, ranks, lengths, costs, warnings, fits=fits)
-        found["advice"] = {
-            "together": asdict(together) if together else None,
-            "alone": [asdict(change) for change in alone],
-        }
+        found["advice"] = asdict(found_advice) if found_advice else None
         found["collectives"] = [
             asdict(one) | {"sent": one.sent}
-            for one in traffic.collectives(
-                config, models, topo, advice.largest(ranks).step, lengths
-            )
+            for one in traffic.collectives(config, models, topo, fullest(ranks).step, lengths)
         ]
         print(json.dumps(found, indent=2))
         return 0 if fits else 1
@@ -157,12 +152,12 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
         *(f"  warning: {warning}" for warning in warnings),
         "parameters",
         *text.models_table(config, models, origins),
-        text.setting_line(config, lengths, advice.largest(ranks)),
+        text.setting_line(config, lengths, fullest(ranks)),
         *text.memory_table(ranks, reserve=reserve, limit=limit),
         *_cost_lines(costs, topo),
     ]
-    if not fits:
-        lines += text.advice_lines(alone, together, reserve=reserve)
+    if found_advice is not None:
+        lines += text.advice_lines(found_advice, reserve=reserve)
     print("\n".join(lines))
     return 0 if fits else 1
 

@@ -1,20 +1,22 @@
 """What to change so that a job fits: each change is tried on the same prediction."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from latentwire.config import Config, DecoderConfig
 from latentwire.distributed import topology
 from latentwire.planning.batch import Lengths
-from latentwire.planning.memory import Models, RankMemory, predict, shard_of
+from latentwire.planning.memory import NO_PARTS, Models, RankMemory, predict, shard_of
 
 _LORA_RANK = 16
+_HELPS = 0.98
+"""A change must bring down what is too much to this share of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One key or more to change, and what the largest rank's peak then is."""
+    """Keys to change, and what the fullest rank then holds."""
 
     keys: tuple[str, ...]
     """As overrides."""
@@ -22,136 +24,178 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Option:
-    key: str
-    apply: Callable[[Config], Config]
+class Advice:
+    """What helps a job that does not fit."""
+
+    alone: tuple[Change, ...]
+    """Every change by itself, those that help most first."""
+    together: Change | None
+    """Changes that fit, of which none can be left out; None where ours do not suffice."""
 
 
-def changes(
-    config: Config, models: Models, lengths: Lengths, *, world_size: int, limit: int
-) -> tuple[list[Change], Change | None]:
-    """Single changes that help, the most helpful first, and the first few that together suffice.
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One change: keys and their values."""
+
+    values: tuple[tuple[str, Any], ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(f"{key}={_shown(value)}" for key, value in self.values)
+
+
+class Adviser:
+    """Tries changes on one job.
 
     Args:
         limit: bytes that a rank may hold.
-
-    Returns:
-        Every change alone, and a sequence of changes that fits; None where none of ours does.
     """
 
-    def peak(candidate: Config) -> int | None:
+    def __init__(
+        self, config: Config, models: Models, lengths: Lengths, *, world_size: int, limit: int
+    ) -> None:
+        self._config, self._models, self._lengths = config, models, lengths
+        self._world_size, self._limit = world_size, limit
+
+    def advise(self) -> Advice:
+        """Single changes, and the cheapest of them that fit together."""
+        excess = self._excess(self._config)
+        assert excess is not None, "the layout itself is valid"
+        alone = []
+        for family in self._families(self._config):
+            for step in family:
+                changed = applied(self._config, step)
+                found = self._excess(changed)
+                if found is not None and found < _HELPS * excess:
+                    alone.append((found, Change(keys=step.keys, peak=self._peak(changed))))
+        alone.sort(key=lambda pair: pair[0])
+        return Advice(alone=tuple(change for _, change in alone), together=self._together(excess))
+
+    def _together(self, excess: int) -> Change | None:
+        chosen: list[_Step] = []
+        for index in range(len(list(self._families(self._config)))):
+            config = self._with(chosen)
+            family = list(self._families(config))[index]
+            tried = [(self._excess(applied(config, step)), step) for step in family]
+            helping = [(e, step) for e, step in tried if e is not None and e < _HELPS * excess]
+            if not helping:
+                continue
+            # The mildest that fits, or else the one that helps most.
+            enough = [pair for pair in helping if pair[0] == 0]
+            excess, step = enough[0] if enough else min(helping, key=lambda pair: pair[0])
+            chosen.append(step)
+            if excess == 0:
+                break
+        if excess:
+            return None
+        for step in list(chosen[:-1]):
+            rest = [one for one in chosen if one is not step]
+            if self._excess(self._with(rest)) == 0:
+                chosen = rest
+        keys = tuple(key for step in chosen for key in step.keys)
+        return Change(keys=keys, peak=self._peak(self._with(chosen)))
+
+    def _with(self, steps: Sequence[_Step]) -> Config:
+        config = self._config
+        for step in steps:
+            config = applied(config, step)
+        return config
+
+    def _ranks(self, config: Config) -> list[RankMemory] | None:
+        """The prediction of a configuration; None where it has no valid layout."""
         try:
             layout = topology.plan(
-                candidate.decoders, placement=candidate.placement, world_size=world_size
+                config.decoders, placement=config.placement, world_size=self._world_size
             )
         except ValueError:
             return None
-        if any(layout.group(n).size % shard_of(d) for n, d in candidate.decoders.items()):
+        sharded = ((layout.group(name).size, shard_of(d)) for name, d in config.decoders.items())
+        if any(size % shard for size, shard in sharded):
             return None
-        if not _divides(candidate, layout):
+        accumulation = config.train.accumulation
+        for key, size in config.train.batch_sizes().items():
+            if size % accumulation or topology.batch_problems(
+                layout, batch_size=size, accumulation=accumulation, key=key
+            ):
+                return None
+        return predict(config, self._models, layout, self._lengths)
+
+    def _excess(self, config: Config) -> int | None:
+        """Bytes that are too much, over the groups."""
+        ranks = self._ranks(config)
+        if ranks is None:
             return None
-        return largest(predict(candidate, models, layout, lengths)).peak.total
+        return sum(max(0, rank.peak.total - self._limit) for rank in ranks)
 
-    now = peak(config) or 1 << 62
-    alone = []
-    for option in _options(config):
-        found = peak(option.apply(config))
-        if found is not None and found < 0.98 * now:
-            alone.append(Change(keys=(option.key,), peak=found))
-    alone.sort(key=lambda change: change.peak)
-    return alone, _together(config, peak, now, limit=limit)
+    def _peak(self, config: Config) -> int:
+        ranks = self._ranks(config)
+        assert ranks is not None
+        return max(rank.peak.total for rank in ranks)
 
+    def _families(self, config: Config) -> Iterator[list[_Step]]:
+        """What may be changed, each with its values from the mildest on: what is measured first,
+        then what costs time, communication, precision, and what is learned."""
+        encoder, train, sharding = config.encoder, config.train, config.sharding
+        full = self._full_decoders(config)
 
-def largest(ranks: list[RankMemory]) -> RankMemory:
-    """The ranks that hold most."""
-    return max(ranks, key=lambda rank: rank.peak.total)
+        def each(key: str, value: Any, names: Sequence[str]) -> list[_Step]:
+            values = tuple((f"decoders.{name}.{key}", value) for name in names)
+            return [_Step(values=values)] if values else []
 
+        units = "diagnostics.grad_diag_units"
+        yield [_one(units, NO_PARTS)] if config.diagnostics.grad_diag_units != NO_PARTS else []
+        own = encoder.kind == "lm"
+        checkpointing = own and not encoder.activation_checkpointing
+        yield [_one("encoder.activation_checkpointing", True)] if checkpointing else []
+        plain = [name for name in full if not config.decoders[name].gradient_checkpointing]
+        yield each("gradient_checkpointing", True, plain)
+        yield [_one("train.accumulation", train.accumulation * factor) for factor in (2, 3, 4, 6)]
+        yield [_one("sharding.backend", "fsdp")] if sharding.backend == "deepspeed" else []
+        whole = [name for name in full if _is_fp32(config, config.decoders[name])]
+        yield each("precision", "bf16", whole)
+        unquantised = [name for name in full if config.decoders[name].quantization == "none"]
+        steps: list[_Step] = []
+        if any(field.name == "shard" for field in fields(DecoderConfig)):
+            for shard in (2, 4, 8, 16):
+                names = [n for n in unquantised if shard_of(config.decoders[n]) < shard]
+                steps += each("shard", shard, names)
+        yield steps
+        together = [name for name in unquantised if shard_of(config.decoders[name]) == 1]
+        yield each("quantization", "nf4", together)
+        sizes = [train.batch_size // part for part in (2, 4) if train.batch_size % part == 0]
+        yield [_one("train.batch_size", size) for size in sizes]
+        yield [_one("encoder.lora.rank", _LORA_RANK)] if own and not encoder.lora.rank else []
 
-def _together(
-    config: Config, peak: Callable[[Config], int | None], now: int, *, limit: int
-) -> Change | None:
-    """Changes one upon the other, in the order of what they cost, as long as each helps."""
-    keys: dict[str, str] = {}
-    for _ in range(8):
-        for option in _options(config):
-            candidate = option.apply(config)
-            found = peak(candidate)
-            if found is None or found >= 0.98 * now:
-                continue
-            name, _, value = option.key.partition("=")
-            keys[name] = value
-            config, now = candidate, found
-            if now <= limit:
-                chosen = tuple(f"{name}={value}" for name, value in keys.items())
-                return Change(keys=chosen, peak=now)
-    return None
-
-
-def _divides(config: Config, layout: topology.Topology) -> bool:
-    return not any(
-        topology.batch_problems(
-            layout, batch_size=size, accumulation=config.train.accumulation, key=key
-        )
-        for key, size in config.train.batch_sizes().items()
-    )
-
-
-def _options(config: Config) -> Iterator[_Option]:
-    """What may be changed, what costs least first: time, then communication, then quality."""
-    encoder, train = config.encoder, config.train
-    if not encoder.activation_checkpointing and encoder.kind == "lm":
-        yield _Option(
-            key="encoder.activation_checkpointing=true",
-            apply=lambda c: replace(c, encoder=replace(c.encoder, activation_checkpointing=True)),
-        )
-    for name, settings in config.decoders.items():
-        if not settings.gradient_checkpointing:
-            yield _decoder(name, "gradient_checkpointing", True)
-    # Whole gradients wait between micro-batches under FSDP2, so more of them do not always help.
-    for factor in (2, 3, 4):
-        number = train.accumulation * factor
-        yield _Option(
-            key=f"train.accumulation={number}",
-            apply=lambda c, n=number: replace(c, train=replace(c.train, accumulation=n)),
-        )
-    if config.sharding.backend == "deepspeed":
-        yield _Option(
-            key="sharding.backend=fsdp",
-            apply=lambda c: replace(c, sharding=replace(c.sharding, backend="fsdp")),
-        )
-    for name, settings in config.decoders.items():
-        if settings.precision == "fp32" or (
-            settings.precision is None and config.precision == "fp32"
-        ):
-            yield _decoder(name, "precision", "bf16")
-    if any(field.name == "shard" for field in fields(DecoderConfig)):
-        for name, settings in config.decoders.items():
-            for shard in (2, 4, 8):
-                if shard > shard_of(settings) and settings.quantization == "none":
-                    yield _decoder(name, "shard", shard)
-    for name, settings in config.decoders.items():
-        if settings.quantization == "none" and shard_of(settings) == 1:
-            yield _decoder(name, "quantization", "nf4")
-    for part in (2, 4):
-        size = train.batch_size // part
-        if train.batch_size % part == 0 and size:
-            yield _Option(
-                key=f"train.batch_size={size}",
-                apply=lambda c, s=size: replace(c, train=replace(c.train, batch_size=s)),
-            )
-    if encoder.kind == "lm" and not encoder.lora.rank:
-        yield _Option(
-            key=f"encoder.lora.rank={_LORA_RANK}",
-            apply=lambda c: replace(
-                c, encoder=replace(c.encoder, lora=replace(c.encoder.lora, rank=_LORA_RANK))
-            ),
-        )
+    def _full_decoders(self, config: Config) -> list[str]:
+        """Decoders of the ranks that hold too much."""
+        ranks = self._ranks(config) or []
+        found = [name for rank in ranks if rank.peak.total > self._limit for name in rank.decoders]
+        return found or list(config.decoders)
 
 
-def _decoder(name: str, key: str, value: object) -> _Option:
-    def apply(config: Config) -> Config:
-        settings = dataclasses.replace(config.decoders[name], **{key: value})  # type: ignore[arg-type]
-        return replace(config, decoders={**config.decoders, name: settings})
+def _one(key: str, value: Any) -> _Step:
+    return _Step(values=((key, value),))
 
-    shown = str(value).lower() if isinstance(value, bool) else value
-    return _Option(key=f"decoders.{name}.{key}={shown}", apply=apply)
+
+def _is_fp32(config: Config, settings: DecoderConfig) -> bool:
+    return (settings.precision or config.precision) == "fp32"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def applied(config: Config, step: _Step) -> Config:
+    """The configuration with a change."""
+    for key, value in step.values:
+        config = _set(config, key.split("."), value)
+    return config
+
+
+def _set(node: Any, path: Sequence[str], value: Any) -> Any:
+    name, *rest = path
+    if isinstance(node, dict):
+        return {**node, name: _set(node[name], rest, value)}
+    return replace(node, **{name: _set(getattr(node, name), rest, value) if rest else value})

@@ -1,6 +1,6 @@
 """What one rank holds at each point of a training step, and where that is most."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latentwire.config import Config, DecoderConfig
@@ -14,6 +14,8 @@ GIB = 2**30
 PARTS = ("encoder", "refiner", "adapter", "deep_prefix", "gist", "lora")
 """Of units, as ``diagnostics.grad_diag_units`` names them."""
 SHARED_PARTS = PARTS[:2]
+NO_PARTS = ("none",)
+"""No part's norms."""
 WEIGHTS = "frozen weights"
 TRAINED = "trained weights"
 MOMENTS = "moments"
@@ -97,6 +99,11 @@ def predict(
 def shard_of(settings: DecoderConfig) -> int:
     """Ranks that share out a frozen decoder's weights."""
     return int(getattr(settings, "shard", 1))
+
+
+def fullest(ranks: Sequence[RankMemory]) -> RankMemory:
+    """The ranks that hold most."""
+    return max(ranks, key=lambda rank: rank.peak.total)
 
 
 def frozen_bytes(
@@ -228,7 +235,7 @@ class _Timeline:
         }
         logits = earlier_logits + kept.logits
         return (
-            self._at("loading", {PASSING: self._loading()}),
+            self._at("loading", {MOMENTS: 0, PASSING: self._loading()}),
             self._at(
                 "encoder's forward",
                 {
@@ -283,7 +290,7 @@ class _Timeline:
         (as they come, and flat), and the encoder's activations once more."""
         diagnostics = self._config.diagnostics
         parts = diagnostics.grad_diag_units or PARTS
-        if not diagnostics.grad_diag_interval or parts == ("none",):
+        if not diagnostics.grad_diag_interval or parts == NO_PARTS:
             return
         of_encoder = any(part in parts for part in SHARED_PARTS)
         asked = self._units if of_encoder else self._units[1:]
@@ -300,7 +307,7 @@ class _Timeline:
 
     def _loading(self) -> int:
         """Whole units before they are sharded, in place of their share."""
-        return sum(max(0, unit.loading - unit.weights - unit.moments) for unit in self._units)
+        return sum(max(0, unit.loading - unit.weights) for unit in self._units)
 
     def _at(self, name: str, parts: Mapping[str, int]) -> Moment:
         waiting = sum(unit.accumulated for unit in self._units) if self._accumulates else 0

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 from latentwire.config import Config, LoraConfig
+from latentwire.distributed.sizes import GATHERED_ALONE
 from latentwire.planning.shapes import ModelShape
-
-GATHERED_ALONE = 10_000_000
-"""Parameters from which on FSDP2 gathers an encoder's layer by itself (``fsdp_backend``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

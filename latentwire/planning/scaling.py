@@ -19,7 +19,7 @@ from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, shapes
 from latentwire.planning.batch import StepShape
 from latentwire.planning.cost import Device, decoder_flops, encoder_flops
-from latentwire.planning.memory import Models
+from latentwire.planning.memory import Models, fullest, predict
 from latentwire.planning.traffic import WORLD, Collective, collectives
 
 
@@ -40,6 +40,8 @@ class Point:
     """Bytes that a rank sends over the world in a step."""
     group_bytes: float
     """The same over its own group, at most."""
+    peak: int
+    """Bytes of the fullest rank."""
 
     @property
     def best(self) -> float:
@@ -130,6 +132,7 @@ def measure(
         exposed=times[True],
         world_bytes=sent.pop(WORLD, 0.0),
         group_bytes=max(sent.values(), default=0.0),
+        peak=fullest(predict(config, models, layout, lengths)).peak.total,
     )
 
 
@@ -146,9 +149,12 @@ def pairs(device: Device, *, gpus_per_node: int) -> tuple[dict[str, Any], list[P
             if gpus < len(config.decoders) * entry["shard"]:
                 continue
             layout = topology.plan(config.decoders, placement="separate", world_size=gpus)
-            step = StepShape(
-                batch_size=gpus * study["examples_per_gpu"] // 2, ratio=config.wire.ratio
+            # Every group reads the whole batch.
+            size = gpus * entry["examples_per_gpu"] // len(config.decoders)
+            config = dataclasses.replace(
+                config, train=dataclasses.replace(config.train, batch_size=size)
             )
+            step = StepShape(batch_size=size, ratio=config.wire.ratio)
             lengths = batch.longest(
                 config,
                 models.encoder,

@@ -108,7 +108,8 @@ def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int) -> UnitByt
     forward = max((buffered - 1) * rest, (2 * buffered - 1) * layer)
     if size != FP32:
         forward += max(unit.rest, unit.layer) * size // ranks  # the shard, rounded
-    last = _reduced(unit.rest_trained, size)
+    # The result comes when the gradients themselves are gone.
+    last = _reduced(unit.rest_trained, size) - math.ceil(unit.rest_trained * FP32 / ranks)
     in_layers = (2 * buffered - 1) * layer + _reduced(unit.layer_trained, size)
     if unit.layer:
         # The buffer of the layer before is still there when the rest is reduced.

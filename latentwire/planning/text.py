@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from latentwire.config import Config
 from latentwire.planning import state
-from latentwire.planning.advice import Change
+from latentwire.planning.advice import Advice, Change
 from latentwire.planning.batch import Lengths
 from latentwire.planning.memory import GIB, ROWS, Models, RankMemory, unit_sizes
 from latentwire.planning.scaling import Pair
@@ -44,19 +44,19 @@ def setting_line(config: Config, lengths: Lengths, rank: RankMemory) -> str:
 def memory_table(ranks: Sequence[RankMemory], *, reserve: int, limit: int) -> list[str]:
     """GiB of a rank of each group at its peak."""
     heads = [" + ".join(rank.decoders) for rank in ranks]
-    widths = [max(10, len(head)) for head in heads]
+    peaks = [rank.peak for rank in ranks]
+    widths = [max(10, len(h), len(p.name)) for h, p in zip(heads, peaks, strict=True)]
 
     def line(name: str, values: Sequence[str]) -> str:
         cells = (f"{value:>{width}}" for value, width in zip(values, widths, strict=True))
         return "  ".join([f"  {name:<26}", *cells]).rstrip()
 
-    peaks = [rank.peak for rank in ranks]
     lines = [line("GiB of a rank, at its peak", heads)]
     for row in ROWS:
         if any(peak.parts[row] for peak in peaks):
             lines.append(line(row, [gib(peak.parts[row]) for peak in peaks]))
     lines.append(line("peak", [gib(peak.total) for peak in peaks]))
-    lines.append(line("", [f"{peak.name}" for peak in peaks]))
+    lines.append(line("", [peak.name for peak in peaks]))
     lines.append(line("at rest", [gib(rank.at_rest) for rank in ranks]))
     if any(rank.host for rank in ranks):
         lines.append(line("on the host", [gib(rank.host) for rank in ranks]))
@@ -66,33 +66,33 @@ def memory_table(ranks: Sequence[RankMemory], *, reserve: int, limit: int) -> li
     return lines
 
 
-def advice_lines(alone: Sequence[Change], together: Change | None, *, reserve: int) -> list[str]:
+def advice_lines(advice: Advice, *, reserve: int) -> list[str]:
     """What to change, and what the fullest rank then holds."""
-    lines = ["to make it fit"]
-    if together is None:
-        lines.append(
-            "  none of these is enough: more GPUs, shorter texts (encoder.max_tokens) or smaller "
-            "models"
-        )
+
+    def line(change: Change) -> str:
+        return f"  {' '.join(change.keys)}  -> {gib(change.peak + reserve)}"
+
+    if advice.together is None:
+        first = "  nothing of ours is enough: more GPUs, shorter texts, or smaller models"
     else:
-        lines.append(f"  {' '.join(together.keys)}  -> {gib(together.peak + reserve)}")
-    lines.append("each change alone")
-    lines += [f"  {' '.join(one.keys)}  -> {gib(one.peak + reserve)}" for one in alone]
-    return lines
+        first = line(advice.together)
+    each = ["each change alone", *(line(change) for change in advice.alone)]
+    return ["to make it fit (GiB of the fullest rank)", first, *(each if advice.alone else [])]
 
 
 def scaling_table(pair: Pair) -> list[str]:
     """One pair's points as a Markdown table."""
     lines = [
         "| GPUs | compute | waits for the slower decoder | collectives, hidden at best "
-        "| waited for | sent over the world | over its group | efficiency |",
-        "|---|---|---|---|---|---|---|---|",
+        "| waited for | sent over the world | over its group | GiB at most | efficiency |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for point in pair.points:
         lines.append(
             f"| {point.gpus:,} | {point.compute:.3f} s | {point.waiting:.3f} s "
             f"| {point.hidden:.3f} s | {point.exposed:.3f} s | {_size(point.world_bytes)} "
-            f"| {_size(point.group_bytes)} | {point.worst:.0%} to {point.best:.0%} |"
+            f"| {_size(point.group_bytes)} | {gib(point.peak)} "
+            f"| {point.worst:.0%} to {point.best:.0%} |"
         )
     return lines
 

@@ -12,7 +12,7 @@ from latentwire.config import OBJECTIVES, Config
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, state
 from latentwire.planning.batch import Lengths, StepShape
-from latentwire.planning.memory import Models, frozen_bytes, shard_of, unit_sizes
+from latentwire.planning.memory import NO_PARTS, Models, frozen_bytes, shard_of, unit_sizes
 from latentwire.planning.parts import UnitSize
 
 WORLD = "world"
@@ -74,7 +74,7 @@ def collectives(
     if diagnosed is None:
         interval = config.diagnostics.grad_diag_interval
         diagnosed = 1 / interval if interval else 0.0
-    if config.diagnostics.grad_diag_units == ("none",):
+    if config.diagnostics.grad_diag_units == NO_PARTS:
         diagnosed = 0.0
     if diagnosed:
         found += _norms(config, topology, sizes, step, lengths, share=diagnosed)

@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,14 @@ def main(job_file: str, rank: int) -> None:
 
 def _measured(setting: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     import jobs
+    import steps
     import torch
 
     from latentwire import config_file
 
     config = config_file.load("smoke", setting["overrides"])
     stage = jobs.make_stage(config)
-    plans = [_plan(stage, step, setting) for step in (1, 2)]
+    plans = [steps.plan(stage, step, setting) for step in (1, 2)]
     # The first use of an operation allocates what it keeps for good.
     torch.nn.functional.linear(torch.ones(64, 64), torch.ones(64, 64)).sum()
     gc.collect()
@@ -102,43 +103,10 @@ def _measured(setting: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     reset_peak()
     trainer.step(plans[1])
     highest = peak() - baseline
-    lengths = _lengths(job, plans[1].examples)
+    lengths = steps.lengths(job, plans[1].examples)
     del trainer, job
     gc.collect()
     return {"peak": highest, "at_rest": at_rest, "lengths": lengths}
-
-
-def _plan(stage: Any, step: int, setting: Mapping[str, Any]) -> Any:
-    import dataclasses
-    import random
-
-    from latentwire.data.example import Example
-
-    rng = random.Random(step)
-    words = "the a of is was in on by for at".split()
-    size, each = setting["batch"], setting["questions"]
-    examples = []
-    for number in range(size // each):
-        # One text of full length on every rank; the others a little shorter, so that masks count.
-        num_words = setting["words"] - (number % 2) * 3
-        context = " ".join(rng.choice(words) for _ in range(num_words))
-        examples += [
-            Example(context=context, question=f"what is it in number {q}?", answers=("in the sun",))
-            for q in range(each)
-        ]
-    return dataclasses.replace(stage.plan(step), examples=tuple(examples))
-
-
-def _lengths(job: Any, examples: Sequence[Any]) -> dict[str, int]:
-    """The longest of each part of a prompt, in tokens."""
-    prompts = job.any_prompts
-    tokens = [prompts.text(example) for example in examples]
-    return {
-        "context": max(len(job.tokenizer.ids(example.context)) for example in examples),
-        "before": max(len(one.before) for one in tokens),
-        "after": max(len(one.after) for one in tokens),
-        "answer": max(len(one.answer) for one in tokens),
-    }
 
 
 if __name__ == "__main__":

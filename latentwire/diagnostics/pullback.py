@@ -159,8 +159,10 @@ def _shared_unit(
                         )
                     )
                 by_part = sums.by_part(named)
+                # Each of these is as large as all weights; none must wait beside the next.
+                del sums
                 for part in named:
-                    norm = _norm(by_part[part], world)
+                    norm = _norm(by_part.pop(part), world)
                     if spec.decoder in found:
                         found[spec.decoder][objective][part] = norm
 
@@ -225,8 +227,9 @@ def _norm(gradient: Tensor, group: Group) -> Tensor:
     """Norm of the sum over a group of every member's gradient."""
     if group.size > 1:
         # Each member takes the norm of a slice of the sum: half of what an all-reduce would move.
-        padded = torch.nn.functional.pad(gradient, (0, -gradient.numel() % group.size))
-        square = sum_to_owners(padded, group).square().sum()
+        if missing := -gradient.numel() % group.size:
+            gradient = torch.nn.functional.pad(gradient, (0, missing))
+        square = sum_to_owners(gradient, group).square().sum()
         dist.all_reduce(square, group=group.handle)
         return square.sqrt()
     return gradient.norm()

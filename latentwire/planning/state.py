@@ -16,9 +16,9 @@ from latentwire.planning.parts import UnitSize
 FP32 = 4
 _BUCKET = 500_000_000
 """DeepSpeed's own default for its buckets, in numbers."""
-_PERSISTENT = 100_000
-_SMALL_BLOCK = 4096
-"""Numbers from which on an 8-bit optimizer quantises moments; blocks of 256 share a scale."""
+_LIVE = 1_000_000_000
+"""DeepSpeed's own default for each of these."""
+_KEPT_BY = ("live_parameters", "reuse_distance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Backend:
     offload: bool = False
     """Optimizer state on the host."""
     offload_weights: bool = False
-    threshold: int = 0
-    """Parameters below this stay whole under stage 3."""
+    live: int = 0
+    """Numbers that stage 3 keeps whole from the forward to the backward."""
     eight_bit: bool = False
 
     @property
@@ -87,20 +87,27 @@ def backend_of(config: Config) -> Backend:
         bucket=int(zero.get("reduce_bucket_size", _BUCKET)),
         offload=(zero.get("offload_optimizer") or {}).get("device") == "cpu",
         offload_weights=(zero.get("offload_param") or {}).get("device") == "cpu",
-        threshold=int(zero.get("stage3_param_persistence_threshold", _PERSISTENT)),
+        live=min(int(zero.get(f"stage3_max_{key}", _LIVE)) for key in _KEPT_BY),
     )
 
 
-def unit_bytes(backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool) -> UnitBytes:
-    """A unit sharded over ``ranks`` ranks."""
+def unit_bytes(
+    backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool, gloo: bool = False
+) -> UnitBytes:
+    """A unit sharded over ``ranks`` ranks.
+
+    Args:
+        gloo: what reduces is gloo, which does it in a copy.
+    """
     if backend.stage == 0:
-        return _fsdp(backend, unit, ranks=ranks, size=2 if bf16 else FP32)
+        copies = gloo and ranks > 1
+        return _fsdp(backend, unit, ranks=ranks, size=2 if bf16 else FP32, copies=copies)
     if backend.stage == 3:
         return _zero3(backend, unit, ranks=ranks, size=2 if bf16 else FP32)
     return _zero12(backend, unit, ranks=ranks, bf16=bf16)
 
 
-def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int) -> UnitBytes:
+def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int, copies: bool) -> UnitBytes:
     """Weights are gathered for the forward: layers one by one, the rest at once and kept."""
     rest, layer = unit.rest * size, unit.layer * size
     # A collective has a buffer of its own beside the weights; one rank alone copies.
@@ -110,6 +117,8 @@ def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int) -> UnitByt
         forward += max(unit.rest, unit.layer) * size // ranks  # the shard, rounded
     # The result comes when the gradients themselves are gone.
     last = _reduced(unit.rest_trained, size) - math.ceil(unit.rest_trained * FP32 / ranks)
+    if copies:
+        last = max(last, 2 * FP32 * unit.rest_trained)
     in_layers = (2 * buffered - 1) * layer + _reduced(unit.layer_trained, size)
     if unit.layer:
         # The buffer of the layer before is still there when the rest is reduced.
@@ -155,8 +164,8 @@ def _zero12(backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool) -> Unit
         gradients, backward = master, unit.trained * FP32
     else:
         gradients, backward = master, 2 * bucket * FP32
-    host = master + moments if backend.offload else 0
-    gradients = master if backend.offload else gradients
+    # Weights, moments, gradients, and the new weights on their way back.
+    host = 4 * master + math.ceil(unit.trained * size / ranks) if backend.offload else 0
     return UnitBytes(
         weights=weights + master - (master if backend.offload else 0),
         moments=0 if backend.offload else moments,
@@ -167,7 +176,7 @@ def _zero12(backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool) -> Unit
         accumulated=0,
         diagnosed=_diagnosed(unit, size),
         loading=unit.total * FP32 + weights,
-        host=host + (gradients if backend.offload else 0),
+        host=host,
     )
 
 
@@ -175,18 +184,20 @@ def _zero3(backend: Backend, unit: UnitSize, *, ranks: int, size: int) -> UnitBy
     """Weights are sharded parameter by parameter, and gathered around each module's use."""
     master = math.ceil(unit.trained * FP32 / ranks)
     shard = math.ceil(unit.total * size / ranks)
-    state = master * 3
-    whole = max(unit.rest, 2 * unit.layer) * size if unit.layer else unit.total * size
+    whole = min(unit.total, backend.live) * size
     bucket = min(backend.bucket, unit.trained) * FP32
+    # Its gradients' shard and the bucket that they are reduced from are there all the time.
+    weights = bucket + (0 if backend.offload_weights else shard)
+    weights += 0 if backend.offload else 2 * master
     return UnitBytes(
-        weights=(0 if backend.offload_weights else shard) + (0 if backend.offload else master),
+        weights=weights,
         moments=0 if backend.offload else 2 * master,
-        gradients=0 if backend.offload else master,
-        gathered=0,
-        forward=whole,
-        backward=whole + 2 * bucket,
+        gradients=0,
+        gathered=whole,
+        forward=2 * unit.layer * size,
+        backward=bucket,
         accumulated=0,
         diagnosed=unit.total * size + _diagnosed(unit, size),
         loading=unit.total * (FP32 + size),
-        host=(state + master if backend.offload else 0) + (shard if backend.offload_weights else 0),
+        host=(4 * master if backend.offload else 0) + (shard if backend.offload_weights else 0),
     )

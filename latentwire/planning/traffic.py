@@ -118,7 +118,9 @@ def _unit(
     ]
     if backend.stage == 3:
         times = micro
-        gathers = [one("weights", "all-gather", micro * 2 * unit.total * size, 2 * micro, True)]
+        # What it may keep from the forward to the backward it gathers once.
+        passes = micro * (1 if unit.total <= backend.live else 2)
+        gathers = [one("weights", "all-gather", passes * unit.total * size, passes, exposed=True)]
     else:
         times = 1
     return [
@@ -212,7 +214,9 @@ def _norms(
 
     shared, world = sizes["encoder"], topology.world_size
     times = decoders * number
+    num_shared = 1 + bool(config.wire.refiner.layers)
     found = [
+        add("sizes", WORLD, world, "all-reduce")(times * num_shared * 4, times * num_shared),
         add("latents' gradients", WORLD, world, "reduce-scatter")(times * latents, times * micro),
         add("encoder gradients", WORLD, world, "reduce-scatter")(
             times * shared.trained * state.FP32, times
@@ -224,6 +228,8 @@ def _norms(
         found.append(add("encoder weights", WORLD, world, "all-gather")(shared.total * whole, 1))
     for spec in topology.groups:
         unit = sizes[f"adapter_{spec.decoder}"]
+        calls = number * _num_parts(config, spec.decoder)
+        found.append(add("sizes", spec.decoder, spec.size, "all-reduce")(calls * 4, calls))
         found.append(
             add("adapter gradients", spec.decoder, spec.size, "reduce-scatter")(
                 number * unit.trained * state.FP32, number
@@ -235,6 +241,17 @@ def _norms(
                 add("adapter weights", spec.decoder, spec.size, "all-gather")(unit.total * whole, 1)
             )
     return found
+
+
+def _num_parts(config: Config, name: str) -> int:
+    """Trained parts of a decoder's unit."""
+    adapter = config.adapter
+    return (
+        bool(adapter.use_soft_prompt or adapter.use_frame)
+        + adapter.use_deep_prefix
+        + config.gist.use_gist_head
+        + bool(config.decoders[name].lora.rank)
+    )
 
 
 def _num_measured(config: Config) -> int:

@@ -39,11 +39,19 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What may take longest comes first, so that at the end no worker waits for another's long test.
+    items.sort(key=_time_limit, reverse=True)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _time_limit(item: pytest.Item) -> tuple[float, bool]:
+    limit = item.get_closest_marker("timeout")
+    is_slow = item.get_closest_marker("slow") is not None
+    return (float(limit.args[0]) if limit and is_slow else 0.0, is_slow)
 
 
 def narrow(spec: tiny.TinySpec) -> tiny.TinySpec:

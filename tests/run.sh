@@ -16,4 +16,4 @@ done
 # One thread each: tests start several processes on few cores.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false PYTHONFAULTHANDLER=1
 cd "$root"
-exec .venv/bin/python -m pytest -n 2 --dist worksteal "${tier[@]+"${tier[@]}"}" "${args[@]+"${args[@]}"}"
+exec .venv/bin/python -m pytest -n 2 --dist worksteal --durations=20 "${tier[@]+"${tier[@]}"}" "${args[@]+"${args[@]}"}"

@@ -10,9 +10,10 @@ The norms are global: of one decoder's unweighted objective over the whole globa
 the layout. All ranks take part, in one order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from latentwire.wire.parts import PARTS, SHARED_PARTS
 
 Norms = dict[str, dict[str, dict[str, Tensor]]]
 """By decoder, objective and part."""
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(kw_only=True)
@@ -102,10 +104,11 @@ def _decoder_unit(
 ) -> None:
     """Fills in the norms of one decoder's own parts, and the gradients at the latents."""
     key = f"adapter_{name}"
-    sums = {objective: _Sums() for objective in objectives}
     with job.units[key].whole_weights() as weights, job.twins[key].lent(weights) as twin:
         named = _by_part(twin)
         trained = [p for part in named.values() for p in part]
+        group = job.groups.decoder(name)
+        sums = {objective: _Sums(named, group) for objective in objectives}
         dtype = next(twin.parameters()).dtype
         for micro in kept:
             reading = micro.readings[name]
@@ -122,11 +125,9 @@ def _decoder_unit(
                 at = torch.zeros_like(latents) if own[0] is None else own[0]
                 at_latents.setdefault((name, objective), []).append(at / job.scale(name))
                 sums[objective].add(own[1:])
-        wanted = {part: own for part, own in named.items() if part in parts}
-        for objective in objectives:
-            by_part = sums[objective].by_part(named)
-            for part in wanted:
-                found[objective][part] = _norm(by_part[part], job.groups.decoder(name))
+        squares = {objective: sums[objective].own_squares() for objective in objectives}
+        for objective, norms in _norms(squares, group).items():
+            found[objective] |= {part: norm for part, norm in norms.items() if part in parts}
 
 
 def _shared_unit(
@@ -142,11 +143,15 @@ def _shared_unit(
     with job.units["encoder"].whole_weights() as weights, job.twins["encoder"].lent(weights) as one:
         named = {part: own for part, own in _by_part(one).items() if part in parts}
         trained = [p for part in named.values() for p in part]
+        if not trained or not objectives:
+            return
+        sums = _Sums(named, world)
+        squares: dict[tuple[str, str], dict[str, Tensor]] = {}
         # With several micro-batches, each forward is repeated rather than all graphs kept.
         graph = _encoded(job, one, kept[0]) if len(kept) == 1 else None
         for spec in job.groups.topology.groups:
             for objective in objectives:
-                sums = _Sums()
+                sums.clear()
                 for index, micro in enumerate(kept):
                     latents = _encoded(job, one, micro) if graph is None else graph
                     shape = (latents.shape[0] * world.size, *latents.shape[1:])
@@ -158,13 +163,10 @@ def _shared_unit(
                             latents, trained, at, retain_graph=graph is not None, allow_unused=True
                         )
                     )
-                by_part = sums.by_part(named)
-                # Each of these is as large as all weights; none must wait beside the next.
-                del sums
-                for part in named:
-                    norm = _norm(by_part.pop(part), world)
-                    if spec.decoder in found:
-                        found[spec.decoder][objective][part] = norm
+                squares[spec.decoder, objective] = sums.own_squares()
+        for (decoder, objective), norms in _norms(squares, world).items():
+            if decoder in found:
+                found[decoder][objective] |= norms
 
 
 def _encoded(job: Job, twin: nn.Module, micro: MicroBatch) -> Tensor:
@@ -195,41 +197,48 @@ def _by_part(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 class _Sums:
-    """A sum of gradients, parameter by parameter, over micro-batches."""
+    """Sums of gradients over micro-batches, flat and in one buffer for all parts: what is as large
+    as an encoder is allocated once, whatever the number of objectives."""
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor | None] = []
+    def __init__(self, named: Mapping[str, Sequence[nn.Parameter]], group: Group) -> None:
+        self._group = group
+        lengths = {part: sum(p.numel() for p in own) for part, own in named.items()}
+        # Every member takes the norm of a slice of the sum, so slices are of one length.
+        padded = [length + -length % group.size for length in lengths.values()]
+        device = next(p.device for own in named.values() for p in own)
+        self._buffer = torch.zeros(sum(padded), device=device)
+        self._parts = dict(zip(named, self._buffer.split(padded), strict=True))
+        self._views = [
+            view
+            for part, own in named.items()
+            for view in self._parts[part][: lengths[part]].split([p.numel() for p in own])
+        ]
+
+    def clear(self) -> None:
+        self._buffer.zero_()
 
     def add(self, grads: Sequence[Tensor | None]) -> None:
-        if not self._sums:
-            self._sums = [None] * len(grads)
-        for index, grad in enumerate(grads):
+        for view, grad in zip(self._views, grads, strict=True):
             if grad is not None:
-                before = self._sums[index]
-                self._sums[index] = grad.float() if before is None else before + grad.float()
+                view.add_(grad.flatten())
 
-    def by_part(self, named: dict[str, list[nn.Parameter]]) -> dict[str, Tensor]:
-        """The sum flat, by part; zeros where nothing reached a parameter."""
-        flat = iter(self._sums)
-        found = {}
-        for part, parameters in named.items():
-            sums = [(parameter, next(flat)) for parameter in parameters]
-            found[part] = torch.cat(
-                [
-                    torch.zeros_like(p, dtype=torch.float32).flatten() if s is None else s.flatten()
-                    for p, s in sums
-                ]
-            )
-        return found
+    def own_squares(self) -> dict[str, Tensor]:
+        """This member's share of each part's squared norm, of the sum over the group. All its
+        members must call."""
+        return {
+            part: (sum_to_owners(flat, self._group) if self._group.size > 1 else flat)
+            .square()
+            .sum()
+            for part, flat in self._parts.items()
+        }
 
 
-def _norm(gradient: Tensor, group: Group) -> Tensor:
-    """Norm of the sum over a group of every member's gradient."""
+def _norms(
+    squares: Mapping[_Key, Mapping[str, Tensor]], group: Group
+) -> dict[_Key, dict[str, Tensor]]:
+    """Norms out of every member's shares of their squares, by key and part."""
+    flat = torch.stack([square for by_part in squares.values() for square in by_part.values()])
     if group.size > 1:
-        # Each member takes the norm of a slice of the sum: half of what an all-reduce would move.
-        if missing := -gradient.numel() % group.size:
-            gradient = torch.nn.functional.pad(gradient, (0, missing))
-        square = sum_to_owners(gradient, group).square().sum()
-        dist.all_reduce(square, group=group.handle)
-        return square.sqrt()
-    return gradient.norm()
+        dist.all_reduce(flat, group=group.handle)
+    norms = iter(flat.sqrt().unbind())
+    return {key: {part: next(norms) for part in by_part} for key, by_part in squares.items()}

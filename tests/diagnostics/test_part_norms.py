@@ -104,8 +104,9 @@ def check(overrides: list[str], world_size: int, combinations: dict[str, list[st
 
 
 def norm_overrides(pair: Path, tmp_path: Path, *more: str) -> list[str]:
-    every = ("diagnostics.grad_diag_units=[]", "optim.max_grad_norm=0.5", *EVERY_OBJECTIVE)
-    return small_overrides(pair, tmp_path, *every, *more)
+    # These examples leave no objective at its minimum, where a norm is rounding.
+    every = ("diagnostics.grad_diag_units=[]", "optim.max_grad_norm=0.5", "data.samples=0")
+    return small_overrides(pair, tmp_path, *every, *EVERY_OBJECTIVE, *more)
 
 
 def test_every_objective_and_part_is_there(pair: Path, tmp_path: Path) -> None:

@@ -298,8 +298,8 @@ class _Timeline:
         )
 
     def _norms(self) -> Iterator[Moment]:
-        """A diagnosed step's second backward: whole weights of a unit, whole gradients of it twice
-        (as they come, and flat), and the encoder's activations once more."""
+        """A diagnosed step's second backward: whole weights of a unit, whole gradients of it and
+        their sum, and the encoder's activations once more."""
         diagnostics = self._config.diagnostics
         parts = diagnostics.grad_diag_units or PARTS
         if not diagnostics.grad_diag_interval or parts == NO_PARTS:

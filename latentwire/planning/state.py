@@ -140,8 +140,8 @@ def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int, copies: bo
 
 
 def _diagnosed(unit: UnitSize, size: int) -> int:
-    """One objective's gradients as they come, in fp32, and flat."""
-    return unit.trained * (2 * FP32 + (0 if size == FP32 else size))
+    """One objective's gradients as they come, and the fp32 buffer that they are summed in."""
+    return unit.trained * (FP32 + size)
 
 
 def _reduced(numbers: int, size: int) -> int:

@@ -216,7 +216,7 @@ def _norms(
     times = decoders * number
     num_shared = 1 + bool(config.wire.refiner.layers)
     found = [
-        add("sizes", WORLD, world, "all-reduce")(times * num_shared * 4, times * num_shared),
+        add("sizes", WORLD, world, "all-reduce")(times * num_shared * 4, 1),
         add("latents' gradients", WORLD, world, "reduce-scatter")(times * latents, times * micro),
         add("encoder gradients", WORLD, world, "reduce-scatter")(
             times * shared.trained * state.FP32, times
@@ -228,8 +228,8 @@ def _norms(
         found.append(add("encoder weights", WORLD, world, "all-gather")(shared.total * whole, 1))
     for spec in topology.groups:
         unit = sizes[f"adapter_{spec.decoder}"]
-        calls = number * _num_parts(config, spec.decoder)
-        found.append(add("sizes", spec.decoder, spec.size, "all-reduce")(calls * 4, calls))
+        parts = number * _num_parts(config, spec.decoder)
+        found.append(add("sizes", spec.decoder, spec.size, "all-reduce")(parts * 4, 1))
         found.append(
             add("adapter gradients", spec.decoder, spec.size, "reduce-scatter")(
                 number * unit.trained * state.FP32, number

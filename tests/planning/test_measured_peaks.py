@@ -59,14 +59,13 @@ def setting(batch: int, words: int, *overrides: str) -> dict[str, Any]:
 
 
 SETTINGS = {
-    "short texts": setting(40, 40, *FSDP),
-    "long texts": setting(16, 180, *FSDP),
-    "teacher": setting(16, 100, *FSDP, "objectives.kd=1"),
-    "checkpointed": setting(32, 100, *FSDP, *CHECKPOINTED),
-    "deep prefix": setting(16, 100, *FSDP, "adapter.use_deep_prefix=true"),
-    "norms by part": setting(16, 60, *FSDP, "diagnostics.grad_diag_interval=2"),
-    "ZeRO 2": setting(16, 100, *ZERO[2]),
-    "ZeRO 3": setting(16, 100, *ZERO[3]),
+    "short texts": setting(32, 40, *FSDP),
+    "long texts": setting(16, 140, *FSDP),
+    "checkpointed": setting(16, 100, *FSDP, *CHECKPOINTED, "objectives.kd=1"),
+    "deep prefix": setting(16, 60, *FSDP, "adapter.use_deep_prefix=true"),
+    "norms by part": setting(16, 40, *FSDP, "diagnostics.grad_diag_interval=2"),
+    "ZeRO 2": setting(24, 60, *ZERO[2]),
+    "ZeRO 3": setting(16, 60, *ZERO[3]),
 }
 """What is measured, on two ranks with a decoder each."""
 

@@ -153,15 +153,15 @@ class Adviser:
         yield [_one("sharding.backend", "fsdp")] if sharding.backend == "deepspeed" else []
         whole = [name for name in full if _is_fp32(config, config.decoders[name])]
         yield each("precision", "bf16", whole)
-        unquantised = [name for name in full if config.decoders[name].quantization == "none"]
+        together = [name for name in full if config.decoders[name].quantization != "int8"]
         steps: list[_Step] = []
         if any(field.name == "shard" for field in fields(DecoderConfig)):
             for shard in (2, 4, 8, 16):
-                names = [n for n in unquantised if shard_of(config.decoders[n]) < shard]
+                names = [n for n in together if shard_of(config.decoders[n]) < shard]
                 steps += each("shard", shard, names)
         yield steps
-        together = [name for name in unquantised if shard_of(config.decoders[name]) == 1]
-        yield each("quantization", "nf4", together)
+        plain = [name for name in full if config.decoders[name].quantization == "none"]
+        yield each("quantization", "nf4", plain)
         sizes = [train.batch_size // part for part in (2, 4) if train.batch_size % part == 0]
         yield [_one("train.batch_size", size) for size in sizes]
         yield [_one("encoder.lora.rank", _LORA_RANK)] if own and not encoder.lora.rank else []

@@ -115,32 +115,58 @@ def fullest(ranks: Sequence[RankMemory]) -> RankMemory:
     return max(ranks, key=lambda rank: rank.peak.total)
 
 
+def layer_bytes(settings: DecoderConfig, shape: ModelShape, *, bf16: bool) -> int:
+    """Bytes of a frozen decoder's layer, as it is held."""
+    size = number_bytes(settings, bf16=bf16)
+    matrices = shape.layer_matrices
+    if settings.quantization == "nf4":
+        held = matrices // 2 + matrices // 64 * 4  # half a byte, and an fp32 scale for 64 of them
+    elif settings.quantization == "int8":
+        held = matrices
+    else:
+        held = matrices * size
+    return held + shape.layer_vectors * size
+
+
 def frozen_bytes(
-    settings: DecoderConfig, shape: ModelShape, *, bf16: bool, shard: int | None = None
+    settings: DecoderConfig, shape: ModelShape, *, lengths: Sequence[int], bf16: bool
 ) -> tuple[int, int]:
     """A frozen decoder's weights: bytes that one rank holds, and more while it reads.
 
     Args:
-        shard: ranks that share them out; None is the configuration's.
+        lengths: positions of each of its readings, over all rows.
     """
-    size = number_bytes(settings, bf16=bf16)
-    matrices = shape.num_layers * shape.layer_matrices
-    others = (shape.num_parameters - matrices) * size
-    if settings.quantization == "nf4":
-        # Half a byte, and for 64 of them a scale in fp32; the layer at work is there whole.
-        matrices, working = matrices // 2 + matrices // 64 * 4, size
-    elif settings.quantization == "int8":
-        working = size
-    else:
-        matrices, working = matrices * size, 0
-    largest = max(num_in * num_out for num_in, num_out in shape.linears.values()) * working
-    shard = shard_of(settings) if shard is None else shard
+    size, shard = number_bytes(settings, bf16=bf16), shard_of(settings)
+    layer = layer_bytes(settings, shape, bf16=bf16)
+    outside = (shape.num_parameters - shape.num_layers * shape.layer) * size
+    whole = shape.num_layers * layer + outside
+    # A quantised layer's weights are there as numbers while it is at work.
+    largest = max(num_in * num_out for num_in, num_out in shape.linears.values())
+    working = 0 if settings.quantization == "none" else largest * size
     if shard == 1:
-        return matrices + others, largest
-    layer = matrices // shape.num_layers
-    # The output layer and the embeddings are gathered like a layer each; two are there at once,
-    # beside the collective's own buffer.
-    return -(-(matrices + others) // shard), 3 * max(layer, shape.embedding * size) + largest
+        return whole, working
+    # A layer or the output layer, the buffer it was gathered in, and that of the one before.
+    gathered = 3 * max(layer, shape.embedding * size)
+    # Each rank looks up the tokens of all that hold the copy, and leaves zeros for what it has not.
+    looked_up = 2 * shard * max(lengths) * shape.hidden_size * size
+    if not getattr(settings, "reshard", True):
+        gathered = whole
+    return -(-whole // shard), working + max(gathered, looked_up)
+
+
+def readings(config: Config, read: DecoderRead) -> list[int]:
+    """Positions of each of a decoder's readings in a micro-batch, over all rows: the wire's
+    prefixes and what follows them, the teacher's two, the texts that spans are compared with."""
+    found = [read.prefix_tokens, read.suffix_tokens]
+    objectives = config.objectives
+    if objectives.kd or objectives.state:
+        found += [read.prefixes * (read.before + read.text), read.suffix_tokens]
+    of_cache = config.adapter.use_deep_prefix
+    if objectives.span and of_cache:
+        found.append(read.prefixes * read.text)
+    if objectives.span and objectives.span_layer and config.adapter.use_soft_prompt:
+        found.append(read.prefixes * read.text)
+    return found
 
 
 def number_bytes(settings: DecoderConfig, *, bf16: bool) -> int:
@@ -206,8 +232,13 @@ class _Timeline:
         self._shared = shared
         bf16 = config.precision == "bf16"
         frozen = {
-            name: frozen_bytes(config.decoders[name], models.decoders[name], bf16=bf16)
-            for name in reads
+            name: frozen_bytes(
+                config.decoders[name],
+                models.decoders[name],
+                lengths=readings(config, read),
+                bf16=bf16,
+            )
+            for name, read in reads.items()
         }
         self._frozen = sum(held for held, _ in frozen.values())
         self._reading = {name: working for name, (_, working) in frozen.items()}

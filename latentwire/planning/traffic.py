@@ -12,7 +12,15 @@ from latentwire.config import OBJECTIVES, Config
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, state
 from latentwire.planning.batch import Lengths, StepShape
-from latentwire.planning.memory import NO_PARTS, Models, frozen_bytes, shard_of, unit_sizes
+from latentwire.planning.memory import (
+    NO_PARTS,
+    Models,
+    layer_bytes,
+    number_bytes,
+    readings,
+    shard_of,
+    unit_sizes,
+)
 from latentwire.planning.parts import UnitSize
 
 WORLD = "world"
@@ -69,7 +77,7 @@ def collectives(
     for spec in topology.groups:
         unit = sizes[f"adapter_{spec.decoder}"]
         found += _unit(config, backend, unit, "adapter", spec.decoder, spec.size)
-        found += _frozen(config, models, spec.decoder, spec.size)
+        found += _frozen(config, models, topology, spec.decoder, step, lengths)
     found += _scalars(config, topology)
     if diagnosed is None:
         interval = config.diagnostics.grad_diag_interval
@@ -161,29 +169,57 @@ def _scalars(config: Config, topology: Topology) -> list[Collective]:
     ]
 
 
-def _frozen(config: Config, models: Models, name: str, ranks: int) -> list[Collective]:
-    """A sharded decoder's weights, gathered each time that it reads."""
-    settings, objectives = config.decoders[name], config.objectives
+def _frozen(
+    config: Config, models: Models, topology: Topology, name: str, step: StepShape, at: Lengths
+) -> list[Collective]:
+    """A sharded decoder's weights, gathered layer by layer each time that it reads, and what its
+    embeddings are asked for: each rank looks up what it holds, for all that hold a copy."""
+    settings, shape = config.decoders[name], models.decoders[name]
     shard = shard_of(settings)
     if shard == 1:
         return []
-    # The wire's prefix and the rest, forward and backward; the teacher's two; the spans' own.
-    times = 4
-    times += 2 if objectives.kd or objectives.state else 0
-    times += 1 if objectives.span and config.adapter.use_deep_prefix else 0
-    bf16 = config.precision == "bf16"
-    whole = frozen_bytes(settings, models.decoders[name], bf16=bf16, shard=1)[0]
-    micro, layers = config.train.accumulation, models.decoders[name].num_layers
-    return [
-        Collective(
-            what="frozen weights",
+    read = batch.decoder_read(config, topology, name, step, at)
+    bf16, micro = config.precision == "bf16", config.train.accumulation
+    size = number_bytes(settings, bf16=bf16)
+    lengths = readings(config, read)
+    layers = shape.num_layers * layer_bytes(settings, shape, bf16=bf16)
+    norm = shape.hidden_size * size
+    head = shape.embedding * size
+    # Each reading ends in the output layer; back through it goes the one that answers.
+    forwards, backwards = len(lengths), 2
+    if not getattr(settings, "reshard", True):
+        forwards, backwards = 1, 0
+    weights = (forwards + backwards) * layers + (forwards + min(1, backwards)) * (head + norm)
+    calls = (forwards + backwards) * (shape.num_layers + 2)
+    looked_up = list(lengths)
+    objectives = config.objectives
+    if objectives.span and config.adapter.use_soft_prompt and not objectives.span_layer:
+        looked_up.append(read.prefixes * read.text)
+    asked = sum(looked_up)
+
+    def one(what: str, kind: Kind, total: float, number: int, exposed: bool) -> Collective:
+        return Collective(
+            what=what,
             group=name,
             ranks=shard,
-            kind="all-gather",
-            size=micro * times * whole,
-            calls=micro * times * (layers + 1),
-            exposed=False,
+            kind=kind,
+            size=micro * total,
+            calls=micro * number,
+            exposed=exposed,
         )
+
+    number = len(looked_up)
+    return [
+        one("frozen weights", "all-gather", weights, calls, exposed=False),
+        one("tokens to look up", "all-gather", shard * asked * 8, number, exposed=True),
+        one("longest of them", "all-reduce", number * 8, number, exposed=True),
+        one(
+            "embeddings",
+            "reduce-scatter",
+            shard * asked * shape.hidden_size * size,
+            number,
+            exposed=True,
+        ),
     ]
 
 

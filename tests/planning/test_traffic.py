@@ -37,6 +37,13 @@ VARIANTS: dict[str, list[str]] = {
     "FSDP2, LoRA, bf16": ["sharding.backend=fsdp", "encoder.lora.rank=4", "precision=bf16"],
     "FSDP2, norms": ["sharding.backend=fsdp", "diagnostics.grad_diag_units=[]"],
     **ZERO,
+    "sharded decoders": [
+        "sharding.backend=fsdp",
+        "objectives.kd=1",
+        "decoders.llama.ranks=2",
+        "decoders.llama.shard=2",
+        "decoders.qwen.shard=2",
+    ],
     "ZeRO 3": ["sharding.backend=deepspeed", f"sharding.ds_config={ZERO3}"],
 }
 WORLD = 4

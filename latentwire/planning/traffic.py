@@ -70,6 +70,9 @@ def collectives(
         diagnosed: share of steps with gradient norms by part; None is the configuration's.
     """
     backend = state.backend_of(config)
+    if diagnosed is None:
+        interval = config.diagnostics.grad_diag_interval
+        diagnosed = 1 / interval if interval else 0.0
     sizes = unit_sizes(config, models)
     world = topology.world_size
     found = _unit(config, backend, sizes["encoder"], "encoder", WORLD, world)
@@ -77,11 +80,8 @@ def collectives(
     for spec in topology.groups:
         unit = sizes[f"adapter_{spec.decoder}"]
         found += _unit(config, backend, unit, "adapter", spec.decoder, spec.size)
-        found += _frozen(config, models, topology, spec.decoder, step, lengths)
+        found += _frozen(config, models, topology, spec.decoder, step, lengths, diagnosed=diagnosed)
     found += _scalars(config, topology)
-    if diagnosed is None:
-        interval = config.diagnostics.grad_diag_interval
-        diagnosed = 1 / interval if interval else 0.0
     if config.diagnostics.grad_diag_units == NO_PARTS:
         diagnosed = 0.0
     if diagnosed:
@@ -170,7 +170,14 @@ def _scalars(config: Config, topology: Topology) -> list[Collective]:
 
 
 def _frozen(
-    config: Config, models: Models, topology: Topology, name: str, step: StepShape, at: Lengths
+    config: Config,
+    models: Models,
+    topology: Topology,
+    name: str,
+    step: StepShape,
+    at: Lengths,
+    *,
+    diagnosed: float,
 ) -> list[Collective]:
     """A sharded decoder's weights, gathered layer by layer each time that it reads, and what its
     embeddings are asked for: each rank looks up what it holds, for all that hold a copy."""
@@ -209,6 +216,12 @@ def _frozen(
         )
 
     number = len(looked_up)
+    if objectives.latent_align or (objectives.gist and config.gist.use_gist_head):
+        weights += head  # compared with every input embedding
+    if not config.diagnostics.grad_diag_interval:
+        diagnosed = 0.0
+    # Each objective's norm is another way back through the decoder.
+    weights += diagnosed * _num_measured(config) * (2 * layers + head + norm)
     return [
         one("frozen weights", "all-gather", weights, calls, exposed=False),
         one("tokens to look up", "all-gather", shard * asked * 8, number, exposed=True),

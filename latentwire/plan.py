@@ -44,7 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     parser = Parser(prog="latentwire plan", description=__doc__, allow_abbrev=False)
     add_run(parser)
-    number, real = {"type": int, "metavar": "N"}, {"type": float, "metavar": "X"}
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    real: dict[str, Any] = {"type": float, "metavar": "X"}
     parser.add_argument("--nodes", default=1, help="default 1", **number)
     parser.add_argument("--gpus-per-node", default=8, help="default 8", **number)
     parser.add_argument("--gpu-memory", default=80.0, help="GiB of each; default 80", **real)
@@ -68,6 +69,9 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         help="measured seconds of an example in a decoder on one GPU, for the shares",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--traffic", action="store_true", help="print what a step's collectives carry too"
+    )
     parser.add_argument(
         "--scaling", action="store_true", help="print the table of launch/SCALING.md instead"
     )
@@ -138,13 +142,11 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
         found_advice = Adviser(
             config, models, lengths, world_size=nodes.world_size, limit=limit - reserve
         ).advise()
+    messages = traffic.collectives(config, models, topo, batch.step_shapes(config)[0], lengths)
     if options["json"]:
         found = _tree(topo, nodes, ranks, lengths, costs, warnings, fits=fits)
         found["advice"] = asdict(found_advice) if found_advice else None
-        found["collectives"] = [
-            asdict(one) | {"sent": one.sent}
-            for one in traffic.collectives(config, models, topo, fullest(ranks).step, lengths)
-        ]
+        found["collectives"] = [asdict(one) | {"sent": one.sent} for one in messages]
         print(json.dumps(found, indent=2))
         return 0 if fits else 1
     lines = [
@@ -156,6 +158,8 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
         *text.memory_table(ranks, reserve=reserve, limit=limit),
         *_cost_lines(costs, topo),
     ]
+    if options["traffic"]:
+        lines += ["", *text.traffic_table(messages)]
     if found_advice is not None:
         lines += text.advice_lines(found_advice, reserve=reserve)
     print("\n".join(lines))

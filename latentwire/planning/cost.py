@@ -97,11 +97,11 @@ def best_split(
         sizes = range(shard, topology.world_size + 1, shard)
         options.append([size for size in sizes if micro_batch % size == 0])
     found: Split | None = None
-    for sizes in itertools.product(*options[:-1]):
-        last = topology.world_size - sum(sizes)
+    for others in itertools.product(*options[:-1]):
+        last = topology.world_size - sum(others)
         if last not in options[-1]:
             continue
-        ranks = dict(zip(names, (*sizes, last), strict=True))
+        ranks = dict(zip(names, (*others, last), strict=True))
         slowest = max(costs[name] / ranks[name] for name in names)
         if found is None or slowest < found.slowest:
             found = Split(ranks=ranks, slowest=slowest)

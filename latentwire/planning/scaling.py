@@ -192,8 +192,8 @@ def sharded(config: Config, shard: int) -> Config:
     """The configuration with every decoder's weights shared out over ``shard`` ranks."""
     if shard == 1:
         return config
+    change: dict[str, Any] = {"shard": shard}
     decoders = {
-        name: dataclasses.replace(settings, **{"shard": shard})
-        for name, settings in config.decoders.items()
+        name: dataclasses.replace(settings, **change) for name, settings in config.decoders.items()
     }
     return dataclasses.replace(config, decoders=decoders)

@@ -8,6 +8,7 @@ from latentwire.planning.advice import Advice, Change
 from latentwire.planning.batch import Lengths
 from latentwire.planning.memory import GIB, ROWS, Models, RankMemory, unit_sizes
 from latentwire.planning.scaling import Pair
+from latentwire.planning.traffic import WORLD, Collective
 
 
 def gib(size: float) -> str:
@@ -78,6 +79,21 @@ def advice_lines(advice: Advice, *, reserve: int) -> list[str]:
         first = line(advice.together)
     each = ["each change alone", *(line(change) for change in advice.alone)]
     return ["to make it fit (GiB of the fullest rank)", first, *(each if advice.alone else [])]
+
+
+def traffic_table(messages: Sequence[Collective]) -> list[str]:
+    """A step's collectives as a Markdown table."""
+    lines = [
+        "| what | over | ranks | kind | whole tensors | calls | sent by each rank |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in messages:
+        over = "world" if one.group == WORLD else f"group of {one.group}"
+        lines.append(
+            f"| {one.what} | {over} | {one.ranks} | {one.kind} | {_size(one.size)} "
+            f"| {one.calls:g} | {_size(one.sent)} |"
+        )
+    return lines
 
 
 def scaling_table(pair: Pair) -> list[str]:

@@ -196,7 +196,9 @@ def _frozen(
     forwards, backwards = len(lengths), 2
     if not getattr(settings, "reshard", True):
         forwards, backwards = 1, 0
-    weights = (forwards + backwards) * layers + (forwards + min(1, backwards)) * (head + norm)
+    weights: float = (forwards + backwards) * layers + (forwards + min(1, backwards)) * (
+        head + norm
+    )
     calls = (forwards + backwards) * (shape.num_layers + 2)
     looked_up = list(lengths)
     objectives = config.objectives

@@ -154,7 +154,7 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
         *(f"  warning: {warning}" for warning in warnings),
         "parameters",
         *text.models_table(config, models, origins),
-        text.setting_line(config, lengths, fullest(ranks)),
+        *text.setting_lines(config, lengths, fullest(ranks)),
         *text.memory_table(ranks, reserve=reserve, limit=limit),
         *_cost_lines(costs, topo),
     ]

@@ -61,14 +61,20 @@ class Adviser:
         """Single changes, and the cheapest of them that fit together."""
         excess = self._excess(self._config)
         assert excess is not None, "the layout itself is valid"
-        alone = []
+        alone: list[tuple[int, Change]] = []
         for family in self._families(self._config):
+            least = self._peak(self._config)
             for step in family:
                 changed = applied(self._config, step)
                 found = self._excess(changed)
-                if found is not None and found < _HELPS * excess:
-                    alone.append((found, Change(keys=step.keys, peak=self._peak(changed))))
-        alone.sort(key=lambda pair: pair[0])
+                if found is None or found >= _HELPS * excess:
+                    continue
+                change = Change(keys=step.keys, peak=self._peak(changed))
+                # A larger step of the same that brings nothing more is none.
+                if change.peak < least:
+                    alone.append((found, change))
+                    least = change.peak
+        alone.sort(key=lambda pair: (pair[0], pair[1].peak))
         return Advice(alone=tuple(change for _, change in alone), together=self._together(excess))
 
     def _together(self, excess: int) -> Change | None:

@@ -30,16 +30,16 @@ def models_table(config: Config, models: Models, origins: Mapping[str, str]) -> 
     return [f"  {name:<{width}}  {number:>15,}  {what}" for name, number, what in lines]
 
 
-def setting_line(config: Config, lengths: Lengths, rank: RankMemory) -> str:
+def setting_lines(config: Config, lengths: Lengths, rank: RankMemory) -> list[str]:
     """What the prediction is of."""
     step = rank.step
     share = f", {step.text_share:.0%} of each left as text" if step.text_share else ""
-    return (
-        f"{state.backend_of(config).name}, {config.precision}; {step.batch_size} examples a step, "
-        f"accumulation {config.train.accumulation}; texts of {lengths.context:,} tokens{share}, "
-        f"ratio {step.ratio}; prompts of {lengths.before} + {lengths.after}, answers of "
-        f"{lengths.answer}"
-    )
+    return [
+        f"{state.backend_of(config).name}, {config.precision}, {step.batch_size} examples a step, "
+        f"accumulation {config.train.accumulation}",
+        f"texts of {lengths.context:,} tokens{share}, ratio {step.ratio}, prompts of "
+        f"{lengths.before} + {lengths.after}, answers of {lengths.answer}",
+    ]
 
 
 def memory_table(ranks: Sequence[RankMemory], *, reserve: int, limit: int) -> list[str]:

@@ -112,11 +112,12 @@ def overrides(pair: Path, setting: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_predicted_peak_is_the_measured_one(wide_pair: Path, tmp_path: Path) -> None:
     settings = {
         name: one | {"overrides": overrides(wide_pair, one)} for name, one in SETTINGS.items()
     }
-    found = peaks.measure(tmp_path, settings, world_size=2, timeout=280)
+    found = peaks.measure(tmp_path, settings, world_size=2, timeout=540)
     lines, worst = [], 0.0
     for name, one in settings.items():
         config = config_file.load("smoke", one["overrides"])

@@ -139,9 +139,7 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
     costs = _costs(config, models, topo, lengths, options)
     found_advice = None
     if not fits:
-        found_advice = Adviser(
-            config, models, lengths, world_size=nodes.world_size, limit=limit - reserve
-        ).advise()
+        found_advice = Adviser(config, models, lengths, nodes=nodes, limit=limit - reserve).advise()
     messages = traffic.collectives(config, models, topo, batch.step_shapes(config)[0], lengths)
     if options["json"]:
         found = _tree(topo, nodes, ranks, lengths, costs, warnings, fits=fits)
@@ -173,9 +171,7 @@ def _layout(config: Config, nodes: layout.Nodes) -> Topology:
         ConfigError: there is none, or the batch cannot be split over it.
     """
     try:
-        topo = topology.plan(
-            config.decoders, placement=config.placement, world_size=nodes.world_size
-        )
+        topo = layout.lay_out(config, nodes)
     except ValueError as error:
         raise ConfigError([str(error)]) from None
     problems = [

@@ -7,6 +7,7 @@ from typing import Any
 from latentwire.config import Config, DecoderConfig
 from latentwire.distributed import topology
 from latentwire.planning.batch import Lengths
+from latentwire.planning.layout import Nodes, lay_out
 from latentwire.planning.memory import NO_PARTS, Models, RankMemory, predict, shard_of
 
 _LORA_RANK = 16
@@ -52,10 +53,10 @@ class Adviser:
     """
 
     def __init__(
-        self, config: Config, models: Models, lengths: Lengths, *, world_size: int, limit: int
+        self, config: Config, models: Models, lengths: Lengths, *, nodes: Nodes, limit: int
     ) -> None:
         self._config, self._models, self._lengths = config, models, lengths
-        self._world_size, self._limit = world_size, limit
+        self._nodes, self._limit = nodes, limit
 
     def advise(self) -> Advice:
         """Single changes, and the cheapest of them that fit together."""
@@ -110,9 +111,7 @@ class Adviser:
     def _ranks(self, config: Config) -> list[RankMemory] | None:
         """The prediction of a configuration; None where it has no valid layout."""
         try:
-            layout = topology.plan(
-                config.decoders, placement=config.placement, world_size=self._world_size
-            )
+            layout = lay_out(config, self._nodes)
         except ValueError:
             return None
         sharded = ((layout.group(name).size, shard_of(d)) for name, d in config.decoders.items())

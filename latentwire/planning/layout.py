@@ -1,7 +1,10 @@
 """The groups of a job on its nodes, and where that costs more than it must."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from latentwire.config import Config
+from latentwire.distributed import topology
 from latentwire.distributed.topology import GroupSpec, Topology
 
 
@@ -25,6 +28,26 @@ class Nodes:
         return found
 
 
+def lay_out(config: Config, nodes: Nodes) -> Topology:
+    """The layout that a job on all these GPUs would have.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return topology.plan(config.decoders, placement=config.placement, world_size=nodes.world_size)
+
+
+def _runs(ranks: Sequence[int]) -> str:
+    """Sorted ranks as ``0-3, 8``."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
 def table(topology: Topology, nodes: Nodes) -> list[str]:
     """The groups with their nodes, a line each."""
     width = max(len(group.decoder) for group in topology.groups)
@@ -33,12 +56,11 @@ def table(topology: Topology, nodes: Nodes) -> list[str]:
         f"{nodes.num_nodes} x {nodes.gpus_per_node} GPUs"
     ]
     for group in topology.groups:
-        first, last = group.ranks[0], group.ranks[-1]
-        ranks = f"rank {first}" if first == last else f"ranks {first}-{last}"
+        ranks = f"{'rank' if group.size == 1 else 'ranks'} {_runs(group.ranks)}"
         on = nodes.of(group)
         counts = sorted(set(on.values()))
         each = "" if len(on) == 1 else f" ({' or '.join(map(str, counts))} on each)"
-        where = f"node {min(on)}" if len(on) == 1 else f"nodes {min(on)}-{max(on)}"
+        where = f"node {_runs(sorted(on))}" if len(on) == 1 else f"nodes {_runs(sorted(on))}"
         lines.append(f"  {group.decoder:<{width}}  {group.size:>4}: {ranks}, {where}{each}")
     return lines
 
@@ -51,7 +73,7 @@ def warnings(topology: Topology, nodes: Nodes) -> list[str]:
         if len(counts) > 1 and len(set(counts.values())) > 1:
             found.append(
                 f"the group of '{group.decoder}' has {', '.join(map(str, counts.values()))} ranks "
-                f"on nodes {min(counts)} to {max(counts)}; with decoders.{group.decoder}.ranks a "
+                f"on nodes {_runs(sorted(counts))}; with decoders.{group.decoder}.ranks a "
                 f"multiple of {nodes.gpus_per_node} it would have whole nodes"
             )
     return found

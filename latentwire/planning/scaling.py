@@ -14,11 +14,11 @@ import yaml
 
 from latentwire import config_file
 from latentwire.config import Config, ConfigError
-from latentwire.distributed import topology
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, shapes
 from latentwire.planning.batch import StepShape
 from latentwire.planning.cost import Device, decoder_flops, encoder_flops
+from latentwire.planning.layout import Nodes, lay_out
 from latentwire.planning.memory import Models, fullest, predict
 from latentwire.planning.traffic import WORLD, Collective, collectives
 
@@ -148,7 +148,10 @@ def pairs(device: Device, *, gpus_per_node: int) -> tuple[dict[str, Any], list[P
         for gpus in study["gpus"]:
             if gpus < len(config.decoders) * entry["shard"]:
                 continue
-            layout = topology.plan(config.decoders, placement="separate", world_size=gpus)
+            nodes = Nodes(
+                num_nodes=max(1, gpus // gpus_per_node), gpus_per_node=min(gpus, gpus_per_node)
+            )
+            layout = lay_out(config, nodes)
             # Every group reads the whole batch.
             size = gpus * entry["examples_per_gpu"] // len(config.decoders)
             config = dataclasses.replace(

@@ -241,7 +241,7 @@ def _costs(
             seconds[name] = given[name] * step.batch_size
             continue
         read = batch.decoder_read(config, topo, name, step, lengths)
-        whole = cost.decoder_flops(config, name, shape, read) * topo.group(name).size
+        whole = cost.decoder_flops(config, name, shape, read, step) * topo.group(name).size
         seconds[name] = config.train.accumulation * whole / _device(options).flops
     split = None
     if topo.placement == "separate":

@@ -148,16 +148,28 @@ class DecoderKept:
 
 
 def decoder(
-    config: Config, name: str, shape: ModelShape, read: DecoderRead, *, size: int
+    config: Config,
+    name: str,
+    shape: ModelShape,
+    read: DecoderRead,
+    *,
+    size: int,
+    taught: bool = True,
 ) -> DecoderKept:
-    """A frozen decoder's activations: gradients reach its inputs through every layer."""
+    """A frozen decoder's activations: gradients reach its inputs through every layer.
+
+    Args:
+        taught: the text teacher and the texts of spans are read beside it.
+    """
     checkpointed = config.decoders[name].gradient_checkpointing
     whole = read.prefix + read.suffix
     prefix, suffix = read.prefix_tokens, read.suffix_tokens
     keys = 2 * shape.kv_width * size
     """Of a position, in a layer's cache."""
     repeated = 2 * shape.query_width * size
-    token = _layer_token(shape, size=size, linears=False, norms=False) - repeated
+    # A LoRA update keeps the input of its linear layer.
+    updated = bool(config.decoders[name].lora.rank)
+    token = _layer_token(shape, size=size, linears=updated, norms=False) - repeated
     masks = size * read.examples * read.suffix * whole + size * read.prefixes * read.prefix**2
     in_prefix = prefix * (token + repeated)
     in_suffix = suffix * token + read.examples * whole * repeated
@@ -174,7 +186,8 @@ def decoder(
         layers += masks_once
     moment = _moment(shape, max(prefix, suffix), size=size)
     backward = moment + (max(in_prefix, in_suffix) + masks if checkpointed else 0)
-    passing, kept, logits_backward = _logits(config, shape, read, size=size)
+    kd = bool(config.objectives.kd) and taught
+    passing, kept, logits_backward = _logits(shape, read, size=size, kd=kd)
     return DecoderKept(
         layers=layers,
         cache=cache,
@@ -182,19 +195,17 @@ def decoder(
         logits_forward=passing,
         logits=kept,
         logits_backward=logits_backward,
-        teacher=_teacher(config, shape, read, size=size),
+        teacher=_teacher(config, shape, read, size=size) if taught else 0,
     )
 
 
-def _logits(
-    config: Config, shape: ModelShape, read: DecoderRead, *, size: int
-) -> tuple[int, int, int]:
+def _logits(shape: ModelShape, read: DecoderRead, *, size: int, kd: bool) -> tuple[int, int, int]:
     """Bytes at the answers' positions: most in the forward, kept, and most in the backward."""
     whole = read.supervised * shape.vocab_size
     logits = whole * size
     cast = 0 if size == FP32 else whole * FP32
     losses = whole * FP32  # the log-softmax that cross-entropy keeps
-    if not config.objectives.kd:
+    if not kd:
         forward = max(2 * logits, logits + cast + losses)
         return forward, losses, 2 * whole * FP32 + logits
     # Log-softmax of student and teacher, the teacher's probabilities, their difference and product.

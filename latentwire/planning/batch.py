@@ -1,5 +1,6 @@
 """What one rank reads in a micro-batch: rows and lengths, from the configuration and a layout."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -189,6 +190,27 @@ def decoder_read(
         text=at.context,
         before=at.before,
     )
+
+
+def written_reads(config: Config, step: StepShape, read: DecoderRead) -> list[DecoderRead]:
+    """What a decoder writes out from each wire beside answering: ``ae`` and ``continuation``."""
+    objectives, cue = config.objectives, 4
+    left = math.floor(step.text_share * read.text)
+    lengths = []
+    if objectives.ae:
+        lengths.append(min(objectives.ae_tokens or read.text, read.text - left))
+    if objectives.continuation and left > 1:
+        lengths.append(left - 1)
+    return [
+        dataclasses.replace(
+            read,
+            prefix=1 + read.slots,
+            examples=read.prefixes,
+            suffix=cue + tokens - 1,
+            answer=tokens,
+        )
+        for tokens in lengths
+    ]
 
 
 def _read_tokens(step: StepShape, at: Lengths) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from latentwire.config import Config
 from latentwire.distributed.topology import Topology
-from latentwire.planning.batch import DecoderRead, EncoderRead
+from latentwire.planning.batch import DecoderRead, EncoderRead, StepShape, written_reads
 from latentwire.planning.memory import shard_of
 from latentwire.planning.shapes import ModelShape
 
@@ -46,14 +46,19 @@ def encoder_flops(config: Config, shape: ModelShape | None, read: EncoderRead) -
     return forward * (times + config.encoder.activation_checkpointing)
 
 
-def decoder_flops(config: Config, name: str, shape: ModelShape, read: DecoderRead) -> float:
-    """Operations of one rank's decoder in a micro-batch: student, teacher, the spans' states."""
+def decoder_flops(
+    config: Config, name: str, shape: ModelShape, read: DecoderRead, step: StepShape
+) -> float:
+    """Operations of one rank's decoder in a micro-batch: the wire's reading, what is written out of
+    it, the teacher, the spans' states."""
     settings, objectives = config.decoders[name], config.objectives
-    whole = read.prefix + read.suffix
     head = 2 * shape.embedding * read.supervised
-    student = _forward(shape, read.prefix_tokens, read.prefix / 2)
-    student += _forward(shape, read.suffix_tokens, whole) + head
-    total = student * (2 + settings.gradient_checkpointing)
+    total = 0.0
+    for one in (read, *written_reads(config, step, read)):
+        student = _forward(shape, one.prefix_tokens, one.prefix / 2)
+        student += _forward(shape, one.suffix_tokens, one.prefix + one.suffix)
+        student += 2 * shape.embedding * one.supervised
+        total += student * (2 + settings.gradient_checkpointing)
     prefix = read.before + read.text
     if objectives.kd or objectives.state:
         total += _forward(shape, read.prefixes * prefix, prefix / 2) + head

@@ -154,10 +154,12 @@ def frozen_bytes(
     return -(-whole // shard), working + max(gathered, looked_up)
 
 
-def readings(config: Config, read: DecoderRead) -> list[int]:
+def readings(config: Config, read: DecoderRead, step: StepShape) -> list[int]:
     """Positions of each of a decoder's readings in a micro-batch, over all rows: the wire's
     prefixes and what follows them, the teacher's two, the texts that spans are compared with."""
-    found = [read.prefix_tokens, read.suffix_tokens]
+    found = []
+    for one in (read, *batch.written_reads(config, step, read)):
+        found += [one.prefix_tokens, one.suffix_tokens]
     objectives = config.objectives
     if objectives.kd or objectives.state:
         found += [read.prefixes * (read.before + read.text), read.suffix_tokens]
@@ -203,7 +205,7 @@ def _rank(
     }
     reads = {name: batch.decoder_read(config, topology, name, step, lengths) for name in names}
     encoded = batch.encoder_read(config, topology, step, lengths)
-    timeline = _Timeline(config, models, whole, units, encoded, reads, size=size)
+    timeline = _Timeline(config, models, whole, units, encoded, reads, step, size=size)
     return RankMemory(
         ranks=ranks,
         decoders=names,
@@ -224,6 +226,7 @@ class _Timeline:
         units: Mapping[str, state.UnitBytes],
         encoded: EncoderRead,
         reads: Mapping[str, DecoderRead],
+        step: StepShape,
         *,
         size: int,
     ) -> None:
@@ -235,7 +238,7 @@ class _Timeline:
             name: frozen_bytes(
                 config.decoders[name],
                 models.decoders[name],
-                lengths=readings(config, read),
+                lengths=readings(config, read, step),
                 bf16=bf16,
             )
             for name, read in reads.items()
@@ -253,6 +256,21 @@ class _Timeline:
             )
             for name, read in reads.items()
         }
+        # What is written out from the wires comes after the answers, and is kept with them.
+        self._written = {
+            name: [
+                activations.decoder(
+                    config,
+                    name,
+                    models.decoders[name],
+                    one,
+                    size=number_bytes(config.decoders[name], bf16=bf16),
+                    taught=False,
+                )
+                for one in batch.written_reads(config, step, read)
+            ]
+            for name, read in reads.items()
+        }
         self._of_units = {
             name: activations.unit(config, models.decoders[name], read, size=size)
             for name, read in reads.items()
@@ -266,8 +284,8 @@ class _Timeline:
         kept = self._kept[last]
         gathered = sum(unit.gathered for unit in self._units)
         all_units = sum(unit.kept for unit in self._of_units.values())
-        earlier = sum(self._kept[name].layers for name in before)
-        earlier_logits = sum(self._kept[name].logits for name in before)
+        earlier = sum(self._layers(name) for name in before)
+        earlier_logits = sum(self._logits(name) for name in before)
         working = max(self._reading.values())
         of_units = list(self._of_units.values())
         reading = {
@@ -277,6 +295,10 @@ class _Timeline:
             DECODER: earlier + kept.layers,
         }
         logits = earlier_logits + kept.logits
+        written = self._written[last]
+        all_layers = {DECODER: earlier + self._layers(last)}
+        most = [(one.logits_forward, one.backward, one.logits_backward) for one in written]
+        more_logits, *backwards = (max(column) for column in zip((0, 0, 0), *most, strict=True))
         return (
             self._at("loading", {MOMENTS: 0, PASSING: self._loading()}),
             self._at(
@@ -299,12 +321,21 @@ class _Timeline:
             self._at("text teacher", reading | {LOGITS: logits, PASSING: working + kept.teacher}),
             self._at("objectives", reading | {LOGITS: earlier_logits + kept.logits_forward}),
             self._at(
+                "writing from the wire", reading | all_layers | {LOGITS: logits + more_logits}
+            ),
+            self._at(
                 "decoder's backward",
                 reading
+                | all_layers
                 | {
-                    LOGITS: logits,
+                    LOGITS: earlier_logits + self._logits(last),
                     PASSING: working
-                    + max(kept.logits_backward, kept.backward, *(u.backward for u in of_units)),
+                    + max(
+                        kept.logits_backward,
+                        kept.backward,
+                        *backwards,
+                        *(unit.backward for unit in of_units),
+                    ),
                 },
             ),
             self._at(
@@ -347,6 +378,12 @@ class _Timeline:
                 PASSING: largest.diagnosed,
             },
         )
+
+    def _layers(self, name: str) -> int:
+        return self._kept[name].layers + sum(one.layers for one in self._written[name])
+
+    def _logits(self, name: str) -> int:
+        return self._kept[name].logits + sum(one.logits for one in self._written[name])
 
     def _loading(self) -> int:
         """Whole units before they are sharded, in place of their share."""

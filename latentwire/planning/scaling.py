@@ -99,7 +99,7 @@ def measure(
     for spec in layout.groups:
         read = batch.decoder_read(config, layout, spec.decoder, step, lengths)
         shape = models.decoders[spec.decoder]
-        own[spec] = micro * decoder_flops(config, spec.decoder, shape, read) / device.flops
+        own[spec] = micro * decoder_flops(config, spec.decoder, shape, read, step) / device.flops
     if layout.placement == "separate":
         slowest = max(own.values())
         mean = sum(cost * spec.size for spec, cost in own.items()) / layout.world_size

@@ -188,7 +188,7 @@ def _frozen(
     read = batch.decoder_read(config, topology, name, step, at)
     bf16, micro = config.precision == "bf16", config.train.accumulation
     size = number_bytes(settings, bf16=bf16)
-    lengths = readings(config, read)
+    lengths = readings(config, read, step)
     layers = shape.num_layers * layer_bytes(settings, shape, bf16=bf16)
     norm = shape.hidden_size * size
     head = shape.embedding * size

@@ -192,13 +192,12 @@ def _frozen(
     layers = shape.num_layers * layer_bytes(settings, shape, bf16=bf16)
     norm = shape.hidden_size * size
     head = shape.embedding * size
-    # Each reading ends in the output layer; back through it goes the one that answers.
-    forwards, backwards = len(lengths), 2
+    # Each reading ends in the output layer; back through it go those that write something.
+    writes = 1 + len(batch.written_reads(config, step, read))
+    forwards, backwards = len(lengths), 2 * writes
     if not getattr(settings, "reshard", True):
-        forwards, backwards = 1, 0
-    weights: float = (forwards + backwards) * layers + (forwards + min(1, backwards)) * (
-        head + norm
-    )
+        forwards, backwards, writes = 1, 0, 0
+    weights: float = (forwards + backwards) * layers + (forwards + writes) * (head + norm)
     calls = (forwards + backwards) * (shape.num_layers + 2)
     looked_up = list(lengths)
     objectives = config.objectives

@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     options = vars(found)
     wrong = [
         f"--{name.replace('_', '-')}: {options[name]} should be above 0"
-        for name in ("nodes", "gpus_per_node", "gpu_memory", "context_tokens", "prompt_tokens")
+        for name in (*_POSITIVE, *(name for name, _, _ in _DEVICE))
         if options[name] is not None and options[name] <= 0
     ]
     if wrong:
@@ -95,6 +95,7 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return options, with_flags(found)
 
 
+_POSITIVE = ("nodes", "gpus_per_node", "gpu_memory", "context_tokens", "prompt_tokens")
 _DEVICE = (
     ("flops", "TFLOP/s a GPU sustains", 1e12),
     ("node_bandwidth", "GB/s a GPU sends inside a node", 1e9),

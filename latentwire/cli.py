@@ -11,6 +11,7 @@ commands:
   sweep        run a cross product of configurations, and compare them
   slurm        what the batch scripts of launch/slurm/ ask while a job runs
   ablate       switch every component on and off, and write what was learned
+  plan         say whether a job fits its GPUs, and how it is laid out
   checkpoint   list, verify, compare and export what a run has saved
   watch        show how a run goes, live or as plain lines
   report       write a run's report, or one that compares several runs
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "slurm": _slurm,
         "ablate": _ablate,
+        "plan": _plan,
         "checkpoint": _checkpoint,
         "watch": _watch,
         "report": _report,
@@ -77,6 +79,12 @@ def _ablate(arguments: list[str]) -> int:
     from latentwire.ablate import main as ablate
 
     return ablate(arguments)
+
+
+def _plan(arguments: list[str]) -> int:
+    from latentwire.plan import main as plan
+
+    return plan(arguments)
 
 
 def _checkpoint(arguments: list[str]) -> int:

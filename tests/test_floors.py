@@ -41,7 +41,7 @@ FLOORS: list[set[str]] = [
     {"training"},
     {"report"},
     {"evaluation"},
-    {"diagnostics", "checkpointing"},
+    {"diagnostics", "checkpointing", "planning"},
     {"distributed"},
     {"objectives"},
     {"decoders"},
@@ -50,7 +50,11 @@ FLOORS: list[set[str]] = [
     {"config", "config_checks", "config_file", "config_model", "config_training", "version"},
 ]
 """From the top; a module imports from its own floor and from those below."""
-STRANGERS = {frozenset({"diagnostics", "checkpointing"})}
+STRANGERS = {
+    frozenset({"diagnostics", "checkpointing"}),
+    frozenset({"diagnostics", "planning"}),
+    frozenset({"checkpointing", "planning"}),
+}
 """On one floor, but they may not import each other."""
 EXEMPT = {"testing"}
 UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -23,13 +23,14 @@ from latentwire.wire.exported import ExportedWire
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LAUNCH = (REPOSITORY / "launch" / "README.md").read_text(encoding="utf-8")
+SCALING = (REPOSITORY / "launch" / "SCALING.md").read_text(encoding="utf-8")
 RUNNERS = (f"./launch/{SINGLE}", f"./launch/{MULTI}")
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
 
 
 def commands() -> list[str]:
     """Every command of the bash blocks, continued lines joined, comments dropped."""
-    blocks = re.findall(r"```bash\n(.*?)```", README + LAUNCH, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README + LAUNCH + SCALING, flags=re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = (line.split("  #")[0].strip() for line in lines)
     return list(dict.fromkeys(words for words in found if words and words[0] != "#"))
@@ -57,7 +58,7 @@ def test_every_command_is_of_a_known_kind() -> None:
     scripts |= {"./launch/torchrun.sh", "sbatch"}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
-    known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report"}
+    known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report", "plan"}
     assert set(names) == known
     assert len(train_commands()) >= 20
 
@@ -257,6 +258,18 @@ def test_a_report_command_is_valid(
     assert cli.main(arguments) == 0
     text = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
     assert all(f"{folder.name}" in text for folder in folders)
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("plan"), ids=" ".join)
+def test_a_plan_command_is_valid(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And prints what stands below it, where anything does."""
+    assert cli.main(arguments) in (0, 1)
+    out = capsys.readouterr().out.strip()
+    words = " ".join(arguments)
+    if words == "plan --scaling":
+        assert out in SCALING
+    if words == "plan --recipe squad_8b --gpus-per-node 8 --gpu-memory 40":
+        assert f"```\n{out}\n```" in README
 
 
 def test_its_pictures_are_there() -> None:

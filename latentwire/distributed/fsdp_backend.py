@@ -19,6 +19,7 @@ from latentwire.distributed.adamw import (
 from latentwire.distributed.adamw8bit import ScaledAdamW8bit
 from latentwire.distributed.groups import Group
 from latentwire.distributed.sharding import UnitState, check_fits, export_parts
+from latentwire.distributed.sizes import GATHERED_ALONE
 from latentwire.distributed.state_tensors import HostBuffers, cut_tensor
 
 SCALES = ".scales"
@@ -165,8 +166,9 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     """Transformer blocks of ``module`` that are large enough to be gathered one by one."""
     encoder = getattr(module, "encoder", None)
     blocks: list[nn.Module] = encoder.layers() if encoder is not None else []
-    smallest = 10_000_000
-    return [block for block in blocks if sum(p.numel() for p in block.parameters()) >= smallest]
+    return [
+        block for block in blocks if sum(p.numel() for p in block.parameters()) >= GATHERED_ALONE
+    ]
 
 
 class FsdpBackend:

@@ -75,7 +75,7 @@ class SlurmLab:
         words = [word for word in text.split() if word.startswith(f"{name}=")]
         return words[0].partition("=")[2] if words else ""
 
-    def wait_for(self, condition: Callable[[], bool], *, job: int, seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], *, job: int, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -83,7 +83,7 @@ class SlurmLab:
                 raise AssertionError(f"{text}\n{self.output(job)[-4000:]}")
             time.sleep(0.1)
 
-    def finish(self, job: int, *, state: str = "COMPLETED", seconds: float = 120) -> None:
+    def finish(self, job: int, *, state: str = "COMPLETED", seconds: float = 240) -> None:
         """Waits until a job has ended; it must have ended in ``state``."""
         going = ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING")
         self.wait_for(lambda: self.field(job, "JobState") not in going, job=job, seconds=seconds)

@@ -16,7 +16,7 @@ from slurm_lab import SlurmLab, read_json
 
 from latentwire.checkpointing import commit
 
-pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.slurm, pytest.mark.timeout(600)]
 
 SCRIPTS = sorted((REPOSITORY / "launch" / "slurm").glob("*.sbatch"))
 TRAIN = "launch/slurm/train.sbatch"
@@ -96,9 +96,9 @@ def test_slurm_preempted_job_is_queued_again_and_ends_as_the_whole_one(
     lab.wait_for(lambda: step_of(tmp_path) >= 5, job=job)
     lab.command("scancel", "--batch", "--signal=USR1", str(job))
     since = time.monotonic()
-    lab.wait_for(lambda: (tmp_path / "checkpoints/test/latest").exists(), job=job, seconds=60)
+    lab.wait_for(lambda: (tmp_path / "checkpoints/test/latest").exists(), job=job, seconds=120)
     print(f"from USR1 to a published checkpoint: {time.monotonic() - since:.2f} s")
-    lab.wait_for(lambda: lab.field(job, "Restarts") == "1", job=job, seconds=60)
+    lab.wait_for(lambda: lab.field(job, "Restarts") == "1", job=job, seconds=120)
     state = read_json(tmp_path / "runs/test/status.json")
     assert (state["state"], state["code"]) == ("preempted", 0)
     lab.finish(job)
@@ -131,7 +131,7 @@ def test_slurm_scancel_leaves_a_valid_checkpoint(lab: SlurmLab, pair: Path, tmp_
     job = lab.submit(TRAIN, *overrides(pair, tmp_path, "train.stage_a.steps=100000"))
     lab.wait_for(lambda: step_of(tmp_path) >= 3, job=job)
     lab.command("scancel", str(job))
-    lab.finish(job, state="CANCELLED", seconds=60)
+    lab.finish(job, state="CANCELLED", seconds=120)
     checkpoints = tmp_path / "checkpoints/test"
     assert commit.newest(checkpoints) is not None
     check_whole(checkpoints)
@@ -169,7 +169,7 @@ def test_slurm_array_sweep_ends_in_a_table(lab: SlurmLab, pair: Path, tmp_path: 
     lab.wait_for(
         lambda: table.is_file() and table.read_text().count("| finished |") == 2,
         job=job,
-        seconds=150,
+        seconds=240,
     )
     assert "| 16  |" in table.read_text() and "| 32  |" in table.read_text()
     again = lab.command(sys.executable, "-m", "latentwire.cli", *sweep, *given)

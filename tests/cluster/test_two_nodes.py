@@ -12,7 +12,7 @@ from conftest import small_overrides
 from processes import kill, ranks_of
 from two_nodes import NODES, TwoNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 30
 
@@ -55,7 +55,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 def finish(nodes: TwoNodes) -> None:
     for node in NODES:
-        assert nodes.wait(node, seconds=150) == 0, nodes.text(node)[-3000:]
+        assert nodes.wait(node, seconds=240) == 0, nodes.text(node)[-3000:]
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,7 @@ class TwoNodes:
         """The launcher's code, when it has ended."""
         return self.running[node].wait(timeout=seconds)
 
-    def wait_for_step(self, run: Path, step: int, *, seconds: float = 120) -> None:
+    def wait_for_step(self, run: Path, step: int, *, seconds: float = 240) -> None:
         """Until the run's rows tell of a step."""
         path = run / "diagnostics.jsonl"
         deadline = time.monotonic() + seconds

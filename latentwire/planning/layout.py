@@ -82,7 +82,7 @@ def warnings(config: Config, topology: Topology, nodes: Nodes) -> list[str]:
         copies = (group.ranks[i : i + shard] for i in range(0, group.size, shard))
         if any(len({rank // nodes.gpus_per_node for rank in copy}) > 1 for copy in copies):
             found.append(
-                f"a copy of '{name}' lies across nodes, and each of its layers crosses between them "
+                f"a copy of '{name}' lies across nodes, so that its layers cross between them "
                 f"several times a step; use a decoders.{name}.shard that divides "
                 f"{nodes.gpus_per_node}, and whole nodes"
             )

@@ -124,7 +124,7 @@ def _plan(config: Config, options: Mapping[str, Any]) -> int:
     nodes = layout.Nodes(num_nodes=options["nodes"], gpus_per_node=options["gpus_per_node"])
     topo = _layout(config, nodes)
     models, origins, unknown = _models(config)
-    warnings = layout.warnings(topo, nodes)
+    warnings = layout.warnings(config, topo, nodes)
     if models is None:
         _print_unknown(topo, nodes, warnings, unknown, as_json=options["json"])
         return 1

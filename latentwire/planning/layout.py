@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from latentwire.config import Config
 from latentwire.distributed import topology
 from latentwire.distributed.topology import GroupSpec, Topology
+from latentwire.planning.memory import shard_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +66,24 @@ def table(topology: Topology, nodes: Nodes) -> list[str]:
     return lines
 
 
-def warnings(topology: Topology, nodes: Nodes) -> list[str]:
-    """Groups that stand unevenly on several nodes; what a step waits for is their slowest link."""
+def warnings(config: Config, topology: Topology, nodes: Nodes) -> list[str]:
+    """Groups that stand unevenly on several nodes, and sharded copies that lie across them: what a
+    step waits for is their slowest link."""
     found = []
     for group in topology.groups:
-        counts = nodes.of(group)
+        name, counts = group.decoder, nodes.of(group)
         if len(counts) > 1 and len(set(counts.values())) > 1:
             found.append(
-                f"the group of '{group.decoder}' has {', '.join(map(str, counts.values()))} ranks "
-                f"on nodes {_runs(sorted(counts))}; with decoders.{group.decoder}.ranks a "
-                f"multiple of {nodes.gpus_per_node} it would have whole nodes"
+                f"the group of '{name}' has {', '.join(map(str, counts.values()))} ranks on nodes "
+                f"{_runs(sorted(counts))}; with decoders.{name}.ranks a multiple of "
+                f"{nodes.gpus_per_node} it would have whole nodes"
+            )
+        shard = shard_of(config.decoders[name])
+        copies = (group.ranks[i : i + shard] for i in range(0, group.size, shard))
+        if any(len({rank // nodes.gpus_per_node for rank in copy}) > 1 for copy in copies):
+            found.append(
+                f"a copy of '{name}' lies across nodes, so that its layers cross between them "
+                f"several times a step; use a decoders.{name}.shard that divides "
+                f"{nodes.gpus_per_node}, and whole nodes"
             )
     return found

@@ -97,15 +97,20 @@ def test_longer_texts_and_larger_batches_take_more(capsys: pytest.CaptureFixture
 
 
 def test_groups_that_straddle_nodes_are_warned_of() -> None:
-    decoders = config_file.load("squad_8b", ["decoders.llama.ranks=6"]).decoders
-    topo = topology.plan(decoders, placement="separate", world_size=16)
+    uneven = config_file.load("squad_8b", ["decoders.llama.ranks=6"])
     nodes = layout.Nodes(num_nodes=2, gpus_per_node=8)
-    (warning,) = layout.warnings(topo, nodes)
+    topo = topology.plan(uneven.decoders, placement="separate", world_size=16)
+    (warning,) = layout.warnings(uneven, topo, nodes)
     assert "'qwen' has 2, 8 ranks" in warning
-    aligned = topology.plan(
-        config_file.load("squad_8b", []).decoders, placement="separate", world_size=16
-    )
-    assert layout.warnings(aligned, nodes) == []
+    even = config_file.load("squad_8b", [])
+    topo = topology.plan(even.decoders, placement="separate", world_size=16)
+    assert layout.warnings(even, topo, nodes) == []
+    # Copies of eight on nodes of six.
+    sharded = scaling.sharded(config_file.load("squad_8b", []), 8)
+    topo = topology.plan(sharded.decoders, placement="separate", world_size=48)
+    six = layout.Nodes(num_nodes=8, gpus_per_node=6)
+    assert all("lies across nodes" in one for one in layout.warnings(sharded, topo, six))
+    assert len(layout.warnings(sharded, topo, six)) == 2
 
 
 def test_ranks_follow_measured_costs(capsys: pytest.CaptureFixture[str]) -> None:

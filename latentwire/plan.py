@@ -19,7 +19,8 @@ from latentwire.planning import batch, cost, layout, scaling, shapes, text, traf
 from latentwire.planning.advice import Adviser
 from latentwire.planning.batch import Lengths
 from latentwire.planning.cost import Device
-from latentwire.planning.memory import GIB, Models, RankMemory, fullest, predict, shard_of
+from latentwire.planning.frozen import shard_of
+from latentwire.planning.memory import GIB, Models, RankMemory, fullest, predict
 
 _HELP = "what a GPU and its links do is assumed, not measured: "
 

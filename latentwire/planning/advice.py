@@ -7,8 +7,9 @@ from typing import Any
 from latentwire.config import Config, DecoderConfig
 from latentwire.distributed import topology
 from latentwire.planning.batch import Lengths
+from latentwire.planning.frozen import shard_of
 from latentwire.planning.layout import Nodes, lay_out
-from latentwire.planning.memory import NO_PARTS, Models, RankMemory, predict, shard_of
+from latentwire.planning.memory import NO_PARTS, Models, RankMemory, predict
 
 _LORA_RANK = 16
 _HELPS = 0.98

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from latentwire.config import Config
 from latentwire.distributed.topology import Topology
 from latentwire.planning.batch import DecoderRead, EncoderRead, StepShape, written_reads
-from latentwire.planning.memory import shard_of
+from latentwire.planning.frozen import shard_of
 from latentwire.planning.shapes import ModelShape
 
 

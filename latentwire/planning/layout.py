@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from latentwire.config import Config
 from latentwire.distributed import topology
 from latentwire.distributed.topology import GroupSpec, Topology
-from latentwire.planning.memory import shard_of
+from latentwire.planning.frozen import shard_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,8 @@ from latentwire.config import OBJECTIVES, Config
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, state
 from latentwire.planning.batch import Lengths, StepShape
-from latentwire.planning.memory import (
-    NO_PARTS,
-    Models,
-    layer_bytes,
-    number_bytes,
-    readings,
-    shard_of,
-    unit_sizes,
-)
+from latentwire.planning.frozen import layer_bytes, number_bytes, readings, shard_of
+from latentwire.planning.memory import NO_PARTS, Models, unit_sizes
 from latentwire.planning.parts import UnitSize
 
 WORLD = "world"

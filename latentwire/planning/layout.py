@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from latentwire.config import Config
 from latentwire.distributed import topology
-from latentwire.distributed.topology import GroupSpec, Topology
+from latentwire.distributed.topology import Topology
 from latentwire.planning.frozen import shard_of
 
 
@@ -20,14 +20,6 @@ class Nodes:
     def world_size(self) -> int:
         return self.num_nodes * self.gpus_per_node
 
-    def of(self, group: GroupSpec) -> dict[int, int]:
-        """How many of a group's ranks each node has."""
-        found: dict[int, int] = {}
-        for rank in group.ranks:
-            node = rank // self.gpus_per_node
-            found[node] = found.get(node, 0) + 1
-        return found
-
 
 def lay_out(config: Config, nodes: Nodes) -> Topology:
     """The layout that a job on all these GPUs would have.
@@ -35,7 +27,12 @@ def lay_out(config: Config, nodes: Nodes) -> Topology:
     Raises:
         ValueError: there is none.
     """
-    return topology.plan(config.decoders, placement=config.placement, world_size=nodes.world_size)
+    return topology.plan(
+        config.decoders,
+        placement=config.placement,
+        world_size=nodes.world_size,
+        ranks_per_node=nodes.gpus_per_node,
+    )
 
 
 def _runs(ranks: Sequence[int]) -> str:
@@ -58,7 +55,7 @@ def table(topology: Topology, nodes: Nodes) -> list[str]:
     ]
     for group in topology.groups:
         ranks = f"{'rank' if group.size == 1 else 'ranks'} {_runs(group.ranks)}"
-        on = nodes.of(group)
+        on = topology.nodes_of(group)
         counts = sorted(set(on.values()))
         each = "" if len(on) == 1 else f" ({' or '.join(map(str, counts))} on each)"
         where = f"node {_runs(sorted(on))}" if len(on) == 1 else f"nodes {_runs(sorted(on))}"
@@ -71,8 +68,8 @@ def warnings(config: Config, topology: Topology, nodes: Nodes) -> list[str]:
     step waits for is their slowest link."""
     found = []
     for group in topology.groups:
-        name, counts = group.decoder, nodes.of(group)
-        if len(counts) > 1 and len(set(counts.values())) > 1:
+        name, counts = group.decoder, topology.nodes_of(group)
+        if group in topology.uneven:
             found.append(
                 f"the group of '{name}' has {', '.join(map(str, counts.values()))} ranks on nodes "
                 f"{_runs(sorted(counts))}; with decoders.{name}.ranks a multiple of "

@@ -99,16 +99,16 @@ def test_longer_texts_and_larger_batches_take_more(capsys: pytest.CaptureFixture
 def test_groups_that_straddle_nodes_are_warned_of() -> None:
     uneven = config_file.load("squad_8b", ["decoders.llama.ranks=6"])
     nodes = layout.Nodes(num_nodes=2, gpus_per_node=8)
-    topo = topology.plan(uneven.decoders, placement="separate", world_size=16)
+    topo = layout.lay_out(uneven, nodes)
     (warning,) = layout.warnings(uneven, topo, nodes)
-    assert "'qwen' has 2, 8 ranks" in warning
+    assert "'qwen' has 8, 2 ranks" in warning
     even = config_file.load("squad_8b", [])
-    topo = topology.plan(even.decoders, placement="separate", world_size=16)
+    topo = layout.lay_out(even, nodes)
     assert layout.warnings(even, topo, nodes) == []
     # Copies of eight on nodes of six.
     sharded = scaling.sharded(config_file.load("squad_8b", []), 8)
-    topo = topology.plan(sharded.decoders, placement="separate", world_size=48)
     six = layout.Nodes(num_nodes=8, gpus_per_node=6)
+    topo = layout.lay_out(sharded, six)
     assert all("lies across nodes" in one for one in layout.warnings(sharded, topo, six))
     assert len(layout.warnings(sharded, topo, six)) == 2
 

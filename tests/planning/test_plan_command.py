@@ -101,7 +101,7 @@ def test_groups_that_straddle_nodes_are_warned_of() -> None:
     nodes = layout.Nodes(num_nodes=2, gpus_per_node=8)
     topo = layout.lay_out(uneven, nodes)
     (warning,) = layout.warnings(uneven, topo, nodes)
-    assert "'qwen' has 8, 2 ranks" in warning
+    assert "'qwen' has 2, 8 ranks" in warning
     even = config_file.load("squad_8b", [])
     topo = layout.lay_out(even, nodes)
     assert layout.warnings(even, topo, nodes) == []

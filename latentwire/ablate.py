@@ -21,7 +21,7 @@ from latentwire.ablation_file import Ablation, Row, read_file
 from latentwire.ablation_report import write_report
 from latentwire.ablation_results import RESULTS, Result, harvest, read_results, write_results
 from latentwire.arguments import Parser
-from latentwire.config import Config, ConfigError, flatten
+from latentwire.config import Config, ConfigError, DecoderConfig, flatten
 from latentwire.config_file import PACKAGED, REPOSITORY
 from latentwire.points import Point, Runner, is_finished
 from latentwire.training.preflight import preflight
@@ -49,7 +49,8 @@ def digest_of(config: Config) -> str:
     """Names what a configuration trains: of its keys that differ from the defaults, without those
     that only name the run. A key that is new to the program does not change it, nor does the place
     of the repository whose models a packaged recipe names."""
-    plain, own = flatten(Config()), flatten(config)
+    decoders = {name: DecoderConfig(model="") for name in config.decoders}
+    plain, own = flatten(Config(decoders=decoders)), flatten(config)
     kept = {
         key: value.removeprefix(f"{REPOSITORY}/") if isinstance(value, str) else value
         for key, value in own.items()

@@ -17,7 +17,7 @@ from latentwire import ablate, config_file
 from latentwire.ablation_file import read_file
 from latentwire.ablation_report import PICTURE, REPORT
 from latentwire.ablation_results import RESULTS, harvest, read_results
-from latentwire.config import Config, ConfigError
+from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
 
 TRAINER = """
@@ -228,6 +228,20 @@ def test_a_digest_names_what_is_trained_only() -> None:
     digests = [ablate.digest_of(config) for config in (plain, named, seeded, wide)]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_key_left_at_its_default_is_not_in_a_digest() -> None:
+    """So that results stay valid where the program gets new keys."""
+    config = config_file.load("smoke")
+    before = ablate.digest_of(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ablate,
+            "flatten",
+            lambda tree: {k: v for k, v in flatten(tree).items() if not k.endswith(".shard")},
+        )
+        assert len(ablate.flatten(config)) < len(flatten(config))
+        assert ablate.digest_of(config) == before
 
 
 def test_a_digest_does_not_depend_on_where_the_repository_stands(

@@ -97,5 +97,5 @@ fi
 mkdir -p "$log_dir"
 exec "$py" -m torch.distributed.run \
     --nnodes="$num_nodes" --nproc-per-node="$nproc_per_node" \
-    --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-latentwire}" "${rendezvous[@]}" --max-restarts="$max_restarts" \
-    --log-dir="$log_dir" --tee=3 "${module[@]}" "$@"
+    --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-latentwire}" "${rendezvous[@]}" \
+    --max-restarts="$max_restarts" --log-dir="$log_dir" --tee=3 "${module[@]}" "$@"

@@ -85,7 +85,7 @@ else
     fi
     # A node is given up after 6 missed signs of life of 5 s: a link that fails for 20 s may heal.
     rendezvous=(
-        --rdzv-endpoint="$HEAD_NODE:$port" --rdzv-id="${RDZV_ID:-latentwire}"
+        --rdzv-endpoint="$HEAD_NODE:$port"
         --rdzv-conf="join_timeout=$timeout,keep_alive_interval=5,keep_alive_max_attempt=6"
     )
     [[ -z ${NODE_ADDR:-} ]] || rendezvous+=(--local-addr="$NODE_ADDR")
@@ -97,5 +97,5 @@ fi
 mkdir -p "$log_dir"
 exec "$py" -m torch.distributed.run \
     --nnodes="$num_nodes" --nproc-per-node="$nproc_per_node" \
-    --rdzv-backend=c10d "${rendezvous[@]}" --max-restarts="$max_restarts" \
-    --log-dir="$log_dir" --tee=3 "${module[@]}" "$@"
+    --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-latentwire}" "${rendezvous[@]}" \
+    --max-restarts="$max_restarts" --log-dir="$log_dir" --tee=3 "${module[@]}" "$@"

@@ -68,7 +68,7 @@ PLANTS: dict[str, tuple[Callable[[Job], None], list[str], str, str]] = {
         "exploding",
         "lower its learning rate",
     ),
-    "none": (nothing, [], "alive", ""),
+    "none": (nothing, ["train.batch_size=24"], "alive", ""),
 }
 """What is done to a job, overrides, and the state and the words that name it."""
 

@@ -82,7 +82,7 @@ def test_gradients_equal_the_single_process(layout: str, pair: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", list(LAYOUTS))
+@pytest.mark.parametrize("layout", ["2 colocated", "3", "1 + 3"])
 def test_lora_gradients_equal_the_single_process(layout: str, pair: Path, tmp_path: Path) -> None:
     world_size, more = LAYOUTS[layout]
     overrides = small_overrides(pair, tmp_path, "optim.max_grad_norm=0", *more)

@@ -10,11 +10,9 @@ from latentwire.planning.batch import DecoderRead, EncoderRead, Lengths, StepSha
 from latentwire.planning.frozen import frozen_bytes, number_bytes, readings
 from latentwire.planning.parts import UnitSize, decoder_size, encoder_size
 from latentwire.planning.shapes import ModelShape
+from latentwire.wire.parts import PARTS, SHARED_PARTS
 
 GIB = 2**30
-PARTS = ("encoder", "refiner", "adapter", "deep_prefix", "gist", "lora")
-"""Of units, as ``diagnostics.grad_diag_units`` names them."""
-SHARED_PARTS = PARTS[:2]
 NO_PARTS = ("none",)
 """No part's norms."""
 WEIGHTS = "frozen weights"

@@ -21,6 +21,7 @@ from latentwire import config_file
 from latentwire.arguments import Parser
 from latentwire.checkpointing.commit import newest
 from latentwire.config import Config, ConfigError
+from latentwire.diagnostics import reading
 from latentwire.sweep_table import Row, row_of, write_tables
 from latentwire.training.status import read_status
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = "attempts.jsonl"
 """In a run's folder, a line for each attempt at it that a batch script has seen end."""
+_KEYS = {"job", "checkpoint", "num_stuck"}
+"""Of a line, what the next attempt asks for."""
 SWEEP = "sweep.json"
 _SCRIPT = config_file.REPOSITORY / "launch" / "slurm" / "sweep.sbatch"
 
@@ -115,18 +118,25 @@ def conclude(
         "requeued": verdict.requeue,
         "why": verdict.why,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ATTEMPTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / ATTEMPTS
+        is_torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n" * is_torn + json.dumps(line) + "\n")
+    except OSError as error:
+        # Attempts that nobody can count might go on for ever.
+        why = f"{folder / ATTEMPTS} cannot be written ({error.strerror}), so the job is not queued"
+        return Verdict(requeue=False, why=f"{verdict.why}; {why} again")
     return verdict
 
 
 def _attempts(folder: Path) -> list[dict[str, Any]]:
+    """What earlier ones left; a line that a full disk or a kill has torn is left out."""
     try:
-        lines = (folder / ATTEMPTS).read_text(encoding="utf-8").splitlines()
+        return [row for row in reading.rows(folder / ATTEMPTS) if row.keys() >= _KEYS]
     except OSError:
         return []
-    return [json.loads(line) for line in lines]
 
 
 def _requeue(arguments: Sequence[str]) -> int:

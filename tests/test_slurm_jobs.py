@@ -80,6 +80,26 @@ def test_attempts_without_a_new_checkpoint_are_counted_by_job(
     assert lines[-1]["why"].startswith("the run was preempted; 2 attempts in a row")
 
 
+def test_a_torn_line_of_an_attempt_is_left_out(config: Config) -> None:
+    folder = Path(config.run.root) / "t"
+    write_status(folder, state="failed", code=1, reason="r")
+    (folder / slurm.ATTEMPTS).write_text('{"job": "1", "chec')
+    assert conclude(config, job="1", attempt=1, code=1).requeue
+    torn, line = (folder / slurm.ATTEMPTS).read_text().splitlines()
+    assert torn == '{"job": "1", "chec'
+    assert json.loads(line)["num_stuck"] == 1
+    assert not conclude(config, job="1", attempt=2, code=1).requeue, "the one before still counts"
+
+
+def test_an_attempt_that_cannot_be_counted_is_the_last(config: Config) -> None:
+    folder = Path(config.run.root) / "t"
+    write_status(folder, state="failed", code=1, reason="r")
+    (folder / slurm.ATTEMPTS).mkdir()
+    verdict = conclude(config, job="1", attempt=1, code=1)
+    assert not verdict.requeue
+    assert "cannot be written" in verdict.why
+
+
 def test_the_command_says_it_by_its_code(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -11,6 +11,7 @@ commands:
   sweep        run a cross product of configurations, and compare them
   slurm        what the batch scripts of launch/slurm/ ask while a job runs
   ablate       switch every component on and off, and write what was learned
+  bench        say how long a step takes, and what of it computes
   plan         say whether a job fits its GPUs, and how it is laid out
   checkpoint   list, verify, compare and export what a run has saved
   watch        show how a run goes, live or as plain lines
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sweep": _sweep,
         "slurm": _slurm,
         "ablate": _ablate,
+        "bench": _bench,
         "plan": _plan,
         "checkpoint": _checkpoint,
         "watch": _watch,
@@ -79,6 +81,12 @@ def _ablate(arguments: list[str]) -> int:
     from latentwire.ablate import main as ablate
 
     return ablate(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from latentwire.bench import main as bench
+
+    return bench(arguments)
 
 
 def _plan(arguments: list[str]) -> int:

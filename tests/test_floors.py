@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
         *{
             "cli",
             "train",
-            "bench",
+            *{"bench", "benching"},
             "plan",
             *{"watch", "reporting"},
             "arguments",

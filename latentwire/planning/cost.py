@@ -25,7 +25,7 @@ class Device:
     """Seconds a message takes from one rank to another."""
 
 
-def _forward(shape: ModelShape, tokens: float, attended: float) -> float:
+def forward_flops(shape: ModelShape, tokens: float, attended: float) -> float:
     """A reading of ``tokens`` positions, each looking at ``attended`` others."""
     matrices = 2 * shape.layer_matrices * tokens
     attention = 4 * shape.query_width * tokens * attended
@@ -38,12 +38,16 @@ def encoder_flops(config: Config, shape: ModelShape | None, read: EncoderRead) -
     if shape is None:
         byte = config.encoder.byte
         return 3 * byte.layers * tokens * (24 * byte.width**2 + 4 * byte.width * read.tokens)
-    forward = _forward(shape, tokens, read.tokens)
+    return trained_times(config) * forward_flops(shape, tokens, read.tokens)
+
+
+def trained_times(config: Config) -> int:
+    """How many forwards the encoder's model costs in a step, its backward included."""
     if config.encoder.kind == "stq":
-        return forward
+        return 1
     # Gradients at the inputs, and where the weights themselves are trained at those too.
     times = 2 if config.encoder.lora.rank else 3
-    return forward * (times + config.encoder.activation_checkpointing)
+    return times + config.encoder.activation_checkpointing
 
 
 def decoder_flops(
@@ -55,16 +59,16 @@ def decoder_flops(
     head = 2 * shape.embedding * read.supervised
     total = 0.0
     for one in (read, *written_reads(config, step, read)):
-        student = _forward(shape, one.prefix_tokens, one.prefix / 2)
-        student += _forward(shape, one.suffix_tokens, one.prefix + one.suffix)
+        student = forward_flops(shape, one.prefix_tokens, one.prefix / 2)
+        student += forward_flops(shape, one.suffix_tokens, one.prefix + one.suffix)
         student += 2 * shape.embedding * one.supervised
         total += student * (2 + settings.gradient_checkpointing)
     prefix = read.before + read.text
     if objectives.kd or objectives.state:
-        total += _forward(shape, read.prefixes * prefix, prefix / 2) + head
-        total += _forward(shape, read.suffix_tokens, prefix + read.suffix)
+        total += forward_flops(shape, read.prefixes * prefix, prefix / 2) + head
+        total += forward_flops(shape, read.suffix_tokens, prefix + read.suffix)
     if objectives.span and config.adapter.use_deep_prefix:
-        total += _forward(shape, read.prefixes * read.text, read.text / 2)
+        total += forward_flops(shape, read.prefixes * read.text, read.text / 2)
     return total
 
 

@@ -124,6 +124,18 @@ def find(model: str, *, revision: str | None = None, ask_hub: bool = True) -> Fo
     return Found(shape=_read(path, model), origin="the hub's config.json")
 
 
+def entry(model: str) -> Mapping[str, Any] | None:
+    """The keys of a model's config.json: of a local folder's, or of a shipped name; None of others.
+
+    Raises:
+        ConfigError: the folder's file cannot be read.
+    """
+    if (Path(model) / "config.json").is_file():
+        return _tree(Path(model) / "config.json", model)
+    found: Mapping[str, Any] | None = _shipped()["models"].get(model)
+    return found
+
+
 def parse(entry: Mapping[str, Any], model: str) -> ModelShape:
     """The shape that a model's ``config.json`` says.
 
@@ -161,11 +173,15 @@ def parse(entry: Mapping[str, Any], model: str) -> ModelShape:
 
 
 def _read(path: Path, model: str) -> ModelShape:
+    return parse(_tree(path, model), model)
+
+
+def _tree(path: Path, model: str) -> dict[str, Any]:
     try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError([f"{model}: its config.json cannot be read: {error}"]) from None
-    return parse(entry if isinstance(entry, dict) else {}, model)
+    return tree if isinstance(tree, dict) else {}
 
 
 @cache

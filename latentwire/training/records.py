@@ -23,6 +23,8 @@ from latentwire.training.stages import StepPlan
 from latentwire.wire.parts import PARTS
 
 _REDUCED = (*OBJECTIVES, "first_acc")
+PHASES = ("data", "encoder", "decoders", "backward", "reduce", "optimizer", "save")
+"""Parts of a step that are timed, in their order."""
 NO_PARTS = "none"
 """Of ``diagnostics.grad_diag_units``: norms at the wire's ends only."""
 
@@ -33,6 +35,7 @@ class StepRecord:
     Args:
         counts: per hosted decoder, what each objective is divided by.
         balancing: the step's gradient norms are wanted for more than the record.
+        waits: each phase that is timed ends when the device has done its work.
     """
 
     def __init__(
@@ -42,17 +45,19 @@ class StepRecord:
         *,
         counts: Mapping[str, Mapping[str, int]],
         balancing: bool = False,
+        waits: bool = False,
     ) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
         """Postfix of the progress bar, at log steps."""
-        self.seconds = {"data": 0.0, "save": 0.0}
-        """Spent on preparing batches, and on saving since the row before."""
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        """Of the host, by phase of the step; of saving those since the row before."""
         self.skip_reason = ""
         """Why the step was skipped: objective, decoder and rank."""
         self._job = job
         self._plan = plan
         self._counts = counts
+        self._waits = waits
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
         is_diagnosed = bool(interval) and plan.step % interval == 0
@@ -83,9 +88,14 @@ class StepRecord:
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Adds the time spent within it to ``seconds``."""
-        start = time.perf_counter()
+        start = self._now()
         yield
-        self.seconds[what] += time.perf_counter() - start
+        self.seconds[what] += self._now() - start
+
+    def _now(self) -> float:
+        if self._waits:
+            settle(self._job.device)
+        return time.perf_counter()
 
     def begin(self, batch: GlobalBatch) -> None:
         """A micro-batch starts: called before its encoder's forward."""
@@ -215,7 +225,7 @@ class StepRecord:
             reduced: what ``reduced`` returned; None calls it, so all ranks must call.
         """
         reduced = self.reduced() if reduced is None else reduced
-        memory = _peak_memory(self._job.device)
+        memory = peak_memory(self._job.device)
         return [self._row(name, reduced[name], memory) for name in self._job.decoders]
 
     def _row(self, name: str, values: Mapping[str, float], memory: int) -> dict[str, Any]:
@@ -273,11 +283,17 @@ def _parts_wanted(job: Job) -> Sequence[str]:
     return asked or PARTS
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Of the device since the row before; on a CPU the process's largest so far."""
+def settle(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, of the device since the row before; on a CPU the process's largest so far."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.resetpeak_memory_stats(device)
         return peak
     # Kibibytes, but on macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024

@@ -57,6 +57,9 @@ class Trainer:
         self.num_tokens = num_tokens
         """Tokens of texts that the encoder has read in the run, over all ranks."""
         self.auto_weights = AutoWeights(job, balance=balance)
+        self.waits_for_device = False
+        """Whether each phase of a step ends when the device has done its work, so that its seconds
+        are its own; for measuring."""
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
@@ -123,7 +126,9 @@ class Trainer:
         configured, plan = plan, self.auto_weights.applied(plan)
         counting = time.perf_counter()
         counts = self._counts(plan)
-        record = StepRecord(job, plan, counts=counts, balancing=balancing)
+        record = StepRecord(
+            job, plan, counts=counts, balancing=balancing, waits=self.waits_for_device
+        )
         record.seconds["data"] += time.perf_counter() - counting
         loss = torch.zeros((), device=job.device)
         micro_batches = plan.micro_batches(job.config.train.accumulation)
@@ -131,13 +136,15 @@ class Trainer:
             for unit in job.units.values():
                 unit.set_sync(number == len(micro_batches))
             part = self._forward(plan, record, examples)
-            part.backward()  # type: ignore[no-untyped-call]
+            with record.timed("backward"):
+                part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         record.pull_back()
-        gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
-        factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
+        with record.timed("reduce"):
+            gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
+            factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
         if gradient.is_finite:
-            with record.updating():
+            with record.updating(), record.timed("optimizer"):
                 for unit in job.units.values():
                     unit.step(plan.rates, factor)
             self.guard.passed()
@@ -164,12 +171,14 @@ class Trainer:
             parts = list(job.parts(batch))
         record.begin(batch)
         self.num_tokens += sum(len(job.tokenizer.ids(text)) for text in batch.texts)
-        latents = job.latents(batch)
+        with record.timed("encoder"):
+            latents = job.latents(batch)
         losses = []
         for name, own in parts:
             before = record.before()
-            wire = job.inject(name, latents, own)
-            measured = measure(job, name, batch, own, wire, names=record.names, k=plan.k)
+            with record.timed("decoders"):
+                wire = job.inject(name, latents, own)
+                measured = measure(job, name, batch, own, wire, names=record.names, k=plan.k)
             normalised = record.add(name, measured, latents, before)
             loss = weighted(normalised, plan.weights, decoder_weight=config.decoders[name].weight)
             # The backend averages over the group; see distributed.exchange.scale_gradient.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -38,7 +39,9 @@ def write_model(
         torch.manual_seed(seed)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
+    folder.mkdir(parents=True)
+    model.config.save_pretrained(folder)
+    save_model(model.cpu(), str(folder / "model.safetensors"), metadata={"format": "pt"})
     tokenizer(entry["vocab_size"]).save_pretrained(folder)
 
 

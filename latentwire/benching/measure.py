@@ -191,7 +191,7 @@ class _Bench:
         self._trainer.waits_for_device = False
         found = {
             phase: statistics.median(record.seconds.get(phase, 0.0) for record, _ in self._records)
-            for phase in PHASES
+            for phase in (*PHASES, "encoder_backward")
         }
         found["diagnostics"] = statistics.median(spent for _, spent in self._records)
         return found, total

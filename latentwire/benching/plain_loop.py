@@ -110,12 +110,12 @@ class PlainLoop:
         for examples in plan.micro_batches(accumulation):
             with self._autocast():
                 latents, latent_counts = self._encode(examples)
-                losses = []
+                losses: list[Tensor] = []
                 for name in job.decoders:
                     sums = self._read(name, examples, latents, latent_counts, plan)
                     values = {key: value / counts[name][key] for key, value in sums.items()}
-                    weighted = sum(plan.weights[key] * value for key, value in values.items())
-                    losses.append(job.config.decoders[name].weight * weighted)
+                    weighted = [plan.weights[key] * value for key, value in values.items()]
+                    losses.append(job.config.decoders[name].weight * torch.stack(weighted).sum())
                     for key, value in values.items():
                         found[name][key] = found[name].get(key, 0) + value.detach()
             torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
@@ -207,9 +207,9 @@ class PlainLoop:
         rows, read = [], []
         for example in examples:
             asked = prompts.text(example)
-            ids = (*asked.before, *asked.slot, *asked.after, *asked.answer[:-1])
-            rows.append(torch.tensor(ids))
-            read.append((len(ids), asked.answer))
+            tokens = (*asked.before, *asked.slot, *asked.after, *asked.answer[:-1])
+            rows.append(torch.tensor(tokens))
+            read.append((len(tokens), asked.answer))
         text = _prompts(read, device)
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=prompts.pad)
         with torch.no_grad():

@@ -15,6 +15,12 @@ from latentwire.version import VERSION
 
 COUNTED = ("tf", "first", "kce", "kd")
 """Objectives whose operations are all counted."""
+_NAMES = {
+    "encoder": "encoder forward",
+    "decoders": "decoders forward",
+    "backward": "decoders backward",
+    "encoder_backward": "encoder backward",
+}
 _OUTSIDE = ("data", "reduce", "optimizer", "diagnostics", "save", "other")
 """Phases in which no model computes."""
 
@@ -76,7 +82,7 @@ def summary(
 
 def _phases(one: Measured, interval: int) -> dict[str, float]:
     """Seconds of a step by phase, the rest as ``other``; a save is shared out over its steps."""
-    found = {key: value for key, value in one.phases.items() if key != "save"}
+    found = {_NAMES.get(key, key): value for key, value in one.phases.items() if key != "save"}
     found["other"] = max(0.0, one.timed_step - sum(found.values()))
     found["save"] = one.save / interval if interval else 0.0
     return found
@@ -132,9 +138,9 @@ def table(tree: Mapping[str, Any]) -> str:
         lines.append(f"teacher's cache       {tree['prepared_seconds']:10.2f} s, once")
     if tree["not_counted"]:
         lines.append(f"(operations of {', '.join(tree['not_counted'])} are not counted)")
-    lines += ["", "phase           seconds    share"]
+    lines += ["", "phase                seconds    share"]
     lines += [
-        f"{name:<12} {seconds:10.4f} {seconds / whole:8.1%}" for name, seconds in phases.items()
+        f"{name:<17} {seconds:10.4f} {seconds / whole:8.1%}" for name, seconds in phases.items()
     ]
     lines.append(f"outside of the models: {outside / whole:.1%}")
     if "naive" in tree:

@@ -58,6 +58,7 @@ class StepRecord:
         self._plan = plan
         self._counts = counts
         self._waits = waits
+        self._reached_at: float | None = None
         diagnostics = job.config.diagnostics
         interval = diagnostics.grad_diag_interval
         is_diagnosed = bool(interval) and plan.step % interval == 0
@@ -91,6 +92,26 @@ class StepRecord:
         start = self._now()
         yield
         self.seconds[what] += self._now() - start
+
+    def watch(self, latents: Tensor) -> None:
+        """Where phases are timed apart: the backward behind ``latents`` is the encoder's."""
+        if self._waits and latents.requires_grad:
+            latents.register_hook(self._reached)
+
+    def _reached(self, gradient: Tensor) -> None:
+        self._reached_at = self._now()
+
+    @contextmanager
+    def timed_backward(self) -> Iterator[None]:
+        """As ``timed``; of latents that are watched, the encoder's part as a phase of its own."""
+        self._reached_at = None
+        with self.timed("backward"):
+            yield
+        if self._reached_at is not None:
+            spent = self._now() - self._reached_at
+            self.seconds["backward"] -= spent
+            own = self.seconds.get("encoder_backward", 0.0)
+            self.seconds["encoder_backward"] = own + spent
 
     def _now(self) -> float:
         if self._waits:
@@ -293,7 +314,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes, of the device since the row before; on a CPU the process's largest so far."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-        torch.cuda.resetpeak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)
         return peak
     # Kibibytes, but on macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024

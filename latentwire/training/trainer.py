@@ -136,7 +136,7 @@ class Trainer:
             for unit in job.units.values():
                 unit.set_sync(number == len(micro_batches))
             part = self._forward(plan, record, examples)
-            with record.timed("backward"):
+            with record.timed_backward():
                 part.backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
         record.pull_back()
@@ -173,6 +173,7 @@ class Trainer:
         self.num_tokens += sum(len(job.tokenizer.ids(text)) for text in batch.texts)
         with record.timed("encoder"):
             latents = job.latents(batch)
+        record.watch(latents)
         losses = []
         for name, own in parts:
             before = record.before()

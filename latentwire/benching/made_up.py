@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -41,7 +41,10 @@ def write_model(
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     folder.mkdir(parents=True)
     model.config.save_pretrained(folder)
-    save_model(model.cpu(), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]  # a file holds shared weights once, under the input's name
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer(entry["vocab_size"]).save_pretrained(folder)
 
 

@@ -25,6 +25,7 @@ from latentwire.wire.wire import build_wire
 OBJECTIVES = ("tf", "first", "kce", "kd")
 """What the loop trains."""
 _IGNORED = -100
+_TINY = 1e-9
 
 
 def problems(config: Config) -> list[str]:
@@ -236,10 +237,10 @@ def _prompts(rows: Sequence[tuple[int, Sequence[int]]], device: torch.device) ->
 def largest_difference(
     ours: Mapping[str, Mapping[str, float]], plain: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, float]:
-    """Of each objective, over the decoders: |ours - plain| / max(1, |plain|)."""
+    """Of each objective, over the decoders: |ours - plain| / |plain|."""
     found: dict[str, float] = {}
     for name, values in plain.items():
         for key, value in values.items():
-            gap = abs(ours[name][key] - float(value)) / max(1.0, abs(float(value)))
+            gap = abs(ours[name][key] - float(value)) / max(_TINY, abs(float(value)))
             found[key] = max(found.get(key, 0.0), gap)
     return found

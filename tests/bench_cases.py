@@ -6,7 +6,12 @@ from pathlib import Path
 
 SHAPES = {
     "llama": {"model_type": "llama", "hidden_size": 96, "num_attention_heads": 4, "vocab_size": 96},
-    "qwen": {"model_type": "qwen2", "hidden_size": 144, "num_attention_heads": 3, "vocab_size": 128},
+    "qwen": {
+        "model_type": "qwen2",
+        "hidden_size": 144,
+        "num_attention_heads": 3,
+        "vocab_size": 128,
+    },
 }
 LENGTHS = ["--context-tokens=20", "--question-tokens=5", "--answer-tokens=3", "--contexts=30"]
 

@@ -67,7 +67,8 @@ def _differences_at_another_temperature(rank: int, world: int, folder: str) -> d
 
 
 def test_operations_are_those_that_torch_counts(tmp_path: Path) -> None:
-    """The plain loop runs products alone and no padding, since all texts are equally long."""
+    """The plain loop pads nothing here, since all texts are equally long; the wire's own small
+    parts, which are not counted, are a few hundredths."""
     counted, executed = run_distributed(_counted_and_executed, 1, str(tmp_path))[0]
     assert counted == pytest.approx(executed, rel=0.05)
 
@@ -78,16 +79,7 @@ def _counted_and_executed(rank: int, world: int, folder: str) -> list[float]:
     with FlopCounterMode(display=False) as counter:
         plain.step(plan)
     total = operations.of_plain_step(job, plan, teacher=True).total
-    # Without the wire's own small parts, which are not counted.
-    return [total, float(sum(_of_models(counter)))]
-
-
-def _of_models(counter: FlopCounterMode) -> list[int]:
-    return [
-        sum(by_kind.values())
-        for name, by_kind in counter.get_flop_counts().items()
-        if name in ("Encoder.backbone", "LlamaForCausalLM", "Qwen2ForCausalLM")
-    ]
+    return [total, float(counter.get_total_flops())]
 
 
 def _job_and_stage(folder: str) -> tuple:  # type: ignore[type-arg]

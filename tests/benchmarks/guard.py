@@ -2,9 +2,9 @@
 
     python tests/benchmarks/guard.py [--update] [--only NAME ...]
 
-Runs `latentwire bench --against naive` in a few settings, and compares each ratio with the one kept in
-`ratios.json`; ends with 1 where one has fallen by more than a tenth. A ratio is of times that were
-taken in turn, so it hardly depends on the machine. `--update` keeps the new ones.
+Runs `latentwire bench --against naive` in a few settings, and compares each ratio with the one kept
+in `ratios.json`; ends with 1 where one has fallen by more than a tenth. A ratio is of times that
+were taken in turn, so it hardly depends on the machine. `--update` keeps the new ones.
 """
 
 import argparse

@@ -7,10 +7,12 @@ query always has something real to look at.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from latentwire.data.moving import moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class PromptBatch:
     """[supervised]: place of each target in its answer, from 0."""
 
     def to(self, device: torch.device) -> "PromptBatch":
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return moved(self, device)
 
 
 def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -> PromptBatch:

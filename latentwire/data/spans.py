@@ -5,12 +5,13 @@ also a run of every decoder's own tokens, whatever its tokenizer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from latentwire.data.encoder_texts import EncoderTokenizer, WireText
+from latentwire.data.moving import moved
 from latentwire.data.prompts import DecoderPrompts
 
 NO_LATENT = -1
@@ -29,12 +30,7 @@ class Spans:
     that the encoder's window cut off."""
 
     def to(self, device: torch.device) -> "Spans":
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            latent=self.latent.to(device),
-        )
+        return moved(self, device)
 
 
 def decoder_spans(

@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,8 @@ from latentwire.diagnostics.gradients import norm_at, objective_gradients
 from latentwire.diagnostics.pullback import MicroBatch, Norms, RandomState, Reading, part_norms
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import GlobalGradient
-from latentwire.training.objectives import Measured, wanted
+from latentwire.training.objectives import Measured
+from latentwire.training.preparation import PreparedStep, is_balancing, is_diagnosed
 from latentwire.training.stages import StepPlan
 from latentwire.wire.parts import PARTS
 
@@ -31,36 +31,29 @@ class StepRecord:
     """Collects one step's values on the device; nothing is moved or reduced before a log step.
 
     Args:
-        counts: per hosted decoder, what each objective is divided by.
-        balancing: the step's gradient norms are wanted for more than the record.
+        plan: with the weights that are trained with.
+        prepared: the step, laid out.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        plan: StepPlan,
-        *,
-        counts: Mapping[str, Mapping[str, int]],
-        balancing: bool = False,
-    ) -> None:
+    def __init__(self, job: Job, plan: StepPlan, prepared: PreparedStep) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
         """Postfix of the progress bar, at log steps."""
         self.seconds = {"data": 0.0, "save": 0.0}
-        """Spent on preparing batches, and on saving since the row before."""
+        """Waited for the step's batches, and spent on saving since the row before."""
         self.skip_reason = ""
         """Why the step was skipped: objective, decoder and rank."""
         self._job = job
         self._plan = plan
-        self._counts = counts
+        self._counts = prepared.counts
+        self.padding = prepared.padding
+        """How much of what this rank has read is padding."""
         diagnostics = job.config.diagnostics
-        interval = diagnostics.grad_diag_interval
-        is_diagnosed = bool(interval) and plan.step % interval == 0
-        # On these steps every objective is measured, whatever its weight.
-        self._balancing = balancing
-        self.with_norms = balancing or is_diagnosed
-        self._parts = _parts_wanted(job) if is_diagnosed else ()
-        self.names = wanted(job.config, with_norms=self.with_norms)
+        # On steps with norms every objective is measured, whatever its weight.
+        self._balancing = is_balancing(job.config, plan)
+        self.with_norms = prepared.with_norms
+        self._parts = _parts_wanted(job) if is_diagnosed(job.config, plan) else ()
+        self.names = prepared.names
         """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
         at_interval = plan.step % diagnostics.log_interval == 0
@@ -80,12 +73,10 @@ class StepRecord:
         self.updates: dict[str, dict[str, tuple[float, float]]] = {}
         """How far the step moved this rank's share of each part, where its health is due."""
 
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Adds the time spent within it to ``seconds``."""
-        start = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - start
+    def waited(self, seconds: float) -> None:
+        """The step began so much earlier, with waiting for its batches."""
+        self.seconds["data"] += seconds
+        self._step_seconds += seconds
 
     def begin(self, batch: GlobalBatch) -> None:
         """A micro-batch starts: called before its encoder's forward."""
@@ -232,6 +223,7 @@ class StepRecord:
             "tf_local": float(sums["tf"]) * self._counts[name]["tf"] / max(1, own_tokens),
             "num_tokens": self._counts[name]["tf"],
             "num_tokens_local": own_tokens,
+            **self.padding.fields(name),
             "keep_prob": self._plan.draws.keep_prob,
             "text_share": self._plan.draws.text_share,
             "K": self._plan.k,

@@ -1,8 +1,9 @@
 """How much of what is read is padding: counted on the host, from lengths that it knows."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +41,25 @@ class Padding:
             for (reader, part), share in self.shares().items()
             if reader in (ENCODER, decoder)
         }
+
+    def tree(self) -> list[list[Any]]:
+        """As JSON holds it; ``from_tree`` takes it back."""
+        return [[*key, number, self.real.get(key, 0)] for key, number in self.positions.items()]
+
+    @classmethod
+    def from_tree(cls, tree: Sequence[Sequence[Any]]) -> "Padding":
+        """What ``tree`` was taken of."""
+        return cls(
+            positions={(reader, part): number for reader, part, number, _ in tree},
+            real={(reader, part): real for reader, part, _, real in tree},
+        )
+
+    def summary(self) -> str:
+        """Every share, for a person."""
+        shares = self.shares().items()
+        return ", ".join(
+            f"{' '.join(dict.fromkeys(key))} {100 * share:.1f} %" for key, share in shares
+        )
 
 
 def of_texts(texts: EncoderTexts, *, num_lead: int) -> Padding:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from latentwire.data.padding import Padding
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import clip_factor, global_gradient
 from latentwire.objectives.balance import Balance
@@ -56,6 +57,8 @@ class Trainer:
         self.num_tokens = num_tokens
         """Tokens of texts that the encoder has read in the run, over all ranks."""
         self.auto_weights = AutoWeights(job, balance=balance)
+        self.padding = Padding()
+        """Of what this rank has read in the stage."""
         self.guard = Guard(job, limit=job.config.train.max_skipped, num_skipped=num_skipped)
         self._job = job
         self._record = record
@@ -76,6 +79,7 @@ class Trainer:
         job.wire.train()
         shown: dict[str, str] = {}
         saving = 0.0
+        self.padding = Padding()
         steps = range(done + 1, stage.num_steps + 1)
         ahead = Prefetcher(
             lambda step: prepare(job, stage.plan(step)), steps, depth=config.data.prefetch
@@ -94,6 +98,7 @@ class Trainer:
                 waited = time.perf_counter() - start
                 record = self.step(prepared.plan, prepared)
                 record.waited(waited)
+                self.padding += prepared.padding
                 record.seconds["save"] = saving
                 self._record(record)
                 saving = 0.0 if record.is_logged else saving

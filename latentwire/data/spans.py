@@ -28,6 +28,9 @@ class Spans:
     latent: Tensor
     """[texts, length]: the latent a token belongs to; ``NO_LATENT`` for BOS, padding, and text
     that the encoder's window cut off."""
+    is_full: bool | None = None
+    """Whether ``mask`` is True everywhere, known without asking the device; None where it is not
+    known."""
 
     def to(self, device: torch.device) -> "Spans":
         return moved(self, device)
@@ -56,7 +59,8 @@ def decoder_spans(
         if row:
             ids[index, : len(row)], latent[index, : len(row)] = torch.tensor(row).T
             mask[index, : len(row)] = True
-    return Spans(ids=ids, mask=mask, latent=latent)
+    is_full = all(len(row) == length for row in rows)
+    return Spans(ids=ids, mask=mask, latent=latent, is_full=is_full)
 
 
 def _row(

@@ -170,14 +170,14 @@ class _Part:
 
     def _span_of_vectors(self) -> Tensor:
         spans, layer = self._spans(), self.job.config.objectives.span_layer
-        states = self._decoder.states(spans.ids, spans.mask, layer=layer)
+        states = self._decoder.states(spans.ids, spans.mask, layer=layer, is_full=spans.is_full)
         vectors = self._wire.vectors[:, self._first + self._num_private : self._end]
         return self._over_readers(alignment.span(vectors, states, spans.latent))
 
     def _span_of_cache(self, prompt: PromptBatch, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         num_slots = self.job.config.adapter.deep_prefix_len
         spans = self._spans(num_slots or None)
-        text = self._decoder.keys_and_values(spans.ids, spans.mask)
+        text = self._decoder.keys_and_values(spans.ids, spans.mask, is_full=spans.is_full)
         first = self._begin if num_slots else self._first + self._num_private
         num_slots = num_slots or self._end - first
         # Where each prefix holds the slots, and which wire they are of.
@@ -194,8 +194,7 @@ class _Part:
             for own_layer, text_layer in zip(found, text, strict=True)
             for own, meant in zip(own_layer, text_layer, strict=True)
         ]
-        readers = prompt.prefix_of.bincount(minlength=len(place))
-        return (torch.stack(distances).mean(0) * readers).sum()
+        return (torch.stack(distances).mean(0) * prompt.prefix_readers).sum()
 
     def latent_align(self) -> Tensor:
         vectors, mask = self._soft_prompt()

@@ -145,14 +145,18 @@ class StepRecord:
         """What the step did."""
         return self._plan
 
-    def finish(
-        self, gradient: GlobalGradient, factor: Tensor, *, skipped: bool, seconds: float
-    ) -> None:
-        """Takes the step's global gradient, what clipping multiplied it by, whether the step was
-        skipped, and its duration."""
-        self._gradient, self._factor = gradient, factor
-        self._skipped, self._step_seconds = skipped, seconds
-        self.is_logged = self.is_logged or skipped
+    def finish(self, gradient: GlobalGradient, factor: Tensor, *, seconds: float) -> None:
+        """Takes the step's global gradient, what clipping multiplied it by, and its duration."""
+        self._gradient, self._factor, self._step_seconds = gradient, factor, seconds
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the step's values are read on the host when it is done."""
+        return self.is_logged or self.is_health_due
+
+    def skipped(self, reason: str) -> None:
+        """The step was skipped, for a reason: it has a row."""
+        self._skipped, self.skip_reason, self.is_logged = True, reason, True
 
     @property
     def gradient(self) -> GlobalGradient:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from latentwire.data.padding import Padding
 from latentwire.distributed.assembly import Job
-from latentwire.distributed.gradients import clip_factor, global_gradient
+from latentwire.distributed.gradients import GlobalGradient, clip_factor, global_gradient
 from latentwire.objectives.balance import Balance
 from latentwire.training.balance import AutoWeights
 from latentwire.training.guard import Guard, NonFiniteError
@@ -64,6 +64,8 @@ class Trainer:
         self._record = record
         self._save = save
         self._validate = validate
+        self._pending: tuple[StepPlan, StepRecord, GlobalGradient] | None = None
+        """The last step, where the host has not asked yet whether it was skipped."""
 
     def run(self, stage: Stage, *, done: int, stop: StopRequest) -> str:
         """Trains ``stage`` from step ``done`` + 1 to its end, or until validation ends it.
@@ -114,6 +116,7 @@ class Trainer:
                 interval = config.checkpoint.interval
                 is_due = is_last or (interval and step % interval == 0)
                 if is_due or verdict.is_best or verdict.ends_stage or reason or exhausted:
+                    self.settle()
                     start = time.perf_counter()
                     self._save(stage.name, step)
                     saving += time.perf_counter() - start
@@ -148,25 +151,47 @@ class Trainer:
         record.pull_back()
         gradient = global_gradient(job.units, job.unit_names, loss, job.groups.world)
         factor = clip_factor(gradient.norm, job.config.optim.max_grad_norm)
-        if gradient.is_finite:
-            with record.updating():
-                for unit in job.units.values():
-                    unit.step(plan.rates, factor)
-            self.guard.passed()
+        # Before this step's optimizer, so that a skipped step is looked into with its own weights.
+        self.settle()
+        # Off log steps the device itself skips what is not finite; the host hears of it later.
+        if record.needs_host or not all(unit.can_skip for unit in job.units.values()):
+            if gradient.is_finite:
+                with record.updating():
+                    for unit in job.units.values():
+                        unit.step(plan.rates, factor)
+            self._judge(plan, record, gradient)
         else:
-            self.guard.skipped(plan, record, gradient)
-            record.skip_reason = self.guard.reason
+            for unit in job.units.values():
+                unit.step(plan.rates, factor, gradient.finite)
+            self._pending = (plan, record, gradient)
         for unit in job.units.values():
             unit.zero_grad()
         if balancing:
             self.auto_weights.update(configured, record)
-        record.finish(
-            gradient,
-            factor,
-            skipped=not gradient.is_finite,
-            seconds=time.perf_counter() - start,
-        )
+        record.finish(gradient, factor, seconds=time.perf_counter() - start)
         return record
+
+    def settle(self) -> None:
+        """Says of the last step whether it was skipped, where that has not been asked yet. All
+        ranks must call. Its row is late by a step then, and only then there is one."""
+        if self._pending is not None:
+            plan, record, gradient = self._pending
+            self._pending = None
+            self._judge(plan, record, gradient)
+            if record.is_logged:
+                self._record(record)
+                for unit in self._job.units.values():
+                    # Looking into it was a forward without a backward, which may leave whole
+                    # weights behind for the next forward to read; this puts them away.
+                    with unit.whole_weights():
+                        pass
+
+    def _judge(self, plan: StepPlan, record: StepRecord, gradient: GlobalGradient) -> None:
+        if gradient.is_finite:
+            self.guard.passed()
+        else:
+            self.guard.skipped(plan, record, gradient)
+            record.skipped(self.guard.reason)
 
     def _forward(self, plan: StepPlan, record: StepRecord, micro_batch: PreparedBatch) -> Tensor:
         """The loss of a micro-batch: every hosted decoder reads its part."""

@@ -162,7 +162,7 @@ class Trainer:
             self._judge(plan, record, gradient)
         else:
             for unit in job.units.values():
-                unit.step(plan.rates, factor, gradient.finite)
+                unit.step(plan.rates, factor, finite=gradient.finite)
             self._pending = (plan, record, gradient)
         for unit in job.units.values():
             unit.zero_grad()

@@ -109,6 +109,12 @@ class DataConfig:
     which belongs to the answer's first token."""
     max_answer_tokens: int = 16
     """Answers are cut to this many tokens of a decoder, in training and in generation."""
+    prefetch: int = 1
+    """Steps whose batches are laid out ahead, in a thread beside the step that computes; 0 lays
+    each out when it is needed."""
+    length_buckets: int = 0
+    """Global batches in whose reach texts are sorted by length and dealt into batches of alike
+    lengths, so that less of a batch is padding; 0 shuffles freely."""
 
 
 @dataclass(frozen=True, kw_only=True)

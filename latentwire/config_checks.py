@@ -24,6 +24,7 @@ _POSITIVE = (
 ]
 _NOT_NEGATIVE = (
     "run.seed checkpoint.interval checkpoint.keep_last checkpoint.keep_every data.samples "
+    "data.prefetch data.length_buckets "
     "wire.num_latents wire.latent_private_len "
     "wire.refiner.layers encoder.max_tokens encoder.lora.rank adapter.deep_prefix_len "
     "gist.layers objectives.span_layer objectives.kd_positions objectives.ae_tokens "

@@ -10,6 +10,7 @@ _MAY_CHANGE = (
     "checkpoint.keep_last",
     "checkpoint.keep_every",
     "checkpoint.on_error",
+    "data.prefetch",
     "diagnostics.",
     "distributed.",
     "train.max_skipped",

@@ -6,11 +6,14 @@ padded on the right and suffixes on the left, so that answers end in the same co
 query always has something real to look at.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from latentwire.data.moving import moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class PromptBatch:
     """[prefixes, length]: True at real positions."""
     prefix_of: Tensor
     """[examples]: the prefix each example continues."""
+    prefix_readers: Tensor
+    """[prefixes]: how many examples continue each."""
     suffix_ids: Tensor
     """[examples, length]: ``after`` and, in training, the answer without its last token."""
     suffix_mask: Tensor
@@ -70,9 +75,12 @@ class PromptBatch:
     """[supervised]: the answer tokens, example by example."""
     target_place: Tensor
     """[supervised]: place of each target in its answer, from 0."""
+    prefix_is_full: bool | None = None
+    """Whether ``prefix_mask`` is True everywhere, known without asking the device; None where it
+    is not known."""
 
     def to(self, device: torch.device) -> "PromptBatch":
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return moved(self, device)
 
 
 def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -> PromptBatch:
@@ -80,6 +88,7 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
     wants it, and the last column's logits are kept."""
     prefixes = list(dict.fromkeys(row.prefix for row in rows))
     number = {prefix: index for index, prefix in enumerate(prefixes)}
+    readers = Counter(row.prefix for row in rows)
     width = max(1, *(prefix.length for prefix in prefixes))
     prefix_ids = torch.full((len(prefixes), width), pad)
     prefix_soft = torch.full((len(prefixes), width), -1)
@@ -124,4 +133,6 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
         target_place=torch.tensor(
             [place for answer in supervised for place in range(len(answer))], dtype=torch.long
         ),
+        prefix_is_full=all(prefix.length == width for prefix in prefixes),
+        prefix_readers=torch.tensor([readers[prefix] for prefix in prefixes]),
     )

@@ -1,14 +1,15 @@
 """Texts as the encoder sees them: its tokens, and how many latents each text gets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
 
 from latentwire.config import AdapterConfig, Config, EncoderConfig, WireConfig
-from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer
+from latentwire.data.moving import moved
+from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer, remembered
 
 BYTE_WINDOW = 4096
 """Longest text of the byte encoder, where ``encoder.max_tokens`` says nothing else."""
@@ -21,7 +22,15 @@ def num_latents(num_tokens: int, *, ratio: int, fixed: int = 0) -> int:
     return -(-num_tokens // ratio)
 
 
-def latent_of(place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int) -> Tensor:
+@overload
+def latent_of(place: int, *, counts: int, num_tokens: int) -> int: ...
+
+
+@overload
+def latent_of(place: Tensor, *, counts: Tensor | int, num_tokens: Tensor | int) -> Tensor: ...
+
+
+def latent_of(place: Any, *, counts: Any, num_tokens: Any) -> Any:
     """The latent whose span holds the token at ``place``; all arguments broadcast.
 
     ``counts`` all but equal spans share out ``num_tokens``: no latent stands for the few tokens
@@ -64,12 +73,7 @@ class EncoderTexts:
     """Latents of the result, the same on every rank of the world."""
 
     def to(self, device: torch.device) -> "EncoderTexts":
-        tensors = {
-            f.name: getattr(self, f.name).to(device)
-            for f in fields(self)
-            if f.name != "max_latents"
-        }
-        return replace(self, **tensors)
+        return moved(self, device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +152,13 @@ class EncoderTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The text's tokens, at most ``max_tokens`` of them."""
-        if text not in self._cache:
-            if len(self._cache) > 100_000:
-                self._cache.clear()
-            self._cache[text] = self._pieces.ids(text)
-        ids = self._cache[text]
+        ids = remembered(self._cache, text, self._pieces.ids)
         if len(ids) > self.max_tokens:
             self.cut_texts.add(hash(text))
         return ids[: self.max_tokens]
 
     def _ends_of(self, text: str) -> list[int]:
-        if text not in self._ends:
-            if len(self._ends) > 100_000:
-                self._ends.clear()
-            self._ends[text] = self._pieces.ends(text)
-        return self._ends[text]
+        return remembered(self._ends, text, self._pieces.ends)
 
     def num_latents(self, text: str, ratio: int | None = None) -> int:
         """Shared latents of a text."""
@@ -187,12 +183,8 @@ class EncoderTokenizer:
         if num_spans is not None:
             count = min(num_spans, len(ends))
         found = [0] * count
-        latents = latent_of(
-            torch.arange(len(ends)),
-            counts=count,
-            num_tokens=len(ends),
-        )
-        for latent, end in zip(latents.tolist(), ends, strict=True):
+        for place, end in enumerate(ends):
+            latent = latent_of(place, counts=count, num_tokens=len(ends))
             found[latent] = max(found[latent], end)
         return found
 

@@ -112,8 +112,13 @@ def decoder_batch(
     part: int,
     num_parts: int,
     answers: bool = True,
+    prompted: Sequence[PromptTokens] | None = None,
 ) -> DecoderBatch:
-    """Part ``part`` of ``num_parts`` equal parts of the examples, for one decoder."""
+    """Part ``part`` of ``num_parts`` equal parts of the examples, for one decoder.
+
+    Args:
+        prompted: ``prompts.wire`` of every example, where it has been made already.
+    """
     size = len(batch.examples) // num_parts
     own = range(part * size, (part + 1) * size)
     texts = tuple(dict.fromkeys(batch.text_of[index] for index in own))
@@ -121,7 +126,7 @@ def decoder_batch(
     rows = []
     for index in own:
         wire = batch.text_of[index]
-        tokens = prompts.wire(batch.examples[index])
+        tokens = prompts.wire(batch.examples[index]) if prompted is None else prompted[index]
         num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         room = prompts.room(tokens) - num_soft
         if room < 0:

@@ -12,14 +12,19 @@ from typing import Any, Literal
 from latentwire.config import Config, ConfigError, DataConfig
 from latentwire.data.chat import INSTRUCTION, chat_frame, uses_chat
 from latentwire.data.example import Example
-from latentwire.data.tokenizers import frame_ids, literal_ends, literal_ids, special_strings
+from latentwire.data.tokenizers import (
+    decoded,
+    frame_ids,
+    literal_ends,
+    literal_ids,
+    remembered,
+    special_strings,
+)
 
 Carries = Literal["context", "prompt"]
 Bos = Literal["auto", "always", "never"]
 
 _DEFAULTS = DataConfig()
-_CACHED = 100_000
-"""Texts whose tokens are remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +165,12 @@ class DecoderPrompts:
         low, high = 0, len(ids)
         while low < high:
             middle = (low + high + 1) // 2
-            kept = self.tokenizer.decode(ids[:middle], clean_up_tokenization_spaces=False)
+            kept = decoded(self.tokenizer, ids[:middle], clean_up_tokenization_spaces=False)
             if len(self.text(example, context=kept).slot) <= num_tokens:
                 low = middle
             else:
                 high = middle - 1
-        kept = self.tokenizer.decode(ids[:low], clean_up_tokenization_spaces=False)
+        kept = decoded(self.tokenizer, ids[:low], clean_up_tokenization_spaces=False)
         return self.text(example, context=kept)
 
     def slot_text(self, example: Example, *, context: str | None = None) -> str:
@@ -205,8 +210,7 @@ class DecoderPrompts:
         kept = list(ids)
         if self.eos in kept:
             kept = kept[: kept.index(self.eos)]
-        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return text.strip()
+        return decoded(self.tokenizer, kept, skip_special_tokens=True).strip()
 
     def _around_slot(self, example: Example) -> tuple[str, str]:
         """The user's text before and after the slot."""
@@ -239,13 +243,10 @@ class DecoderPrompts:
     def _framed(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
         """Tokens of a user's text between pieces of the frame, where special tokens may stand."""
         key = (opening, user, closing)
-        if key not in self._cache:
-            if len(self._cache) > _CACHED:
-                self._cache.clear()
-            self._cache[key] = self._tokenize(*key)
-        return self._cache[key]
+        return remembered(self._cache, key, self._tokenize)
 
-    def _tokenize(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
+    def _tokenize(self, key: tuple[str, str, str]) -> tuple[int, ...]:
+        opening, user, closing = key
         if self._has_special(user):
             return (
                 *frame_ids(self.tokenizer, opening),

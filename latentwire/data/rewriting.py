@@ -4,16 +4,17 @@ Unlike the questions these belong to the text, so each is laid out once for a wi
 often as examples read that wire: the sums then do not depend on which rank reads what.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from latentwire.config import OBJECTIVES
 from latentwire.data.batch import PrefixRow, PromptBatch, PromptRow, prompt_batch
 from latentwire.data.encoder_texts import EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch
-from latentwire.data.prompts import DecoderPrompts
+from latentwire.data.prompts import DecoderPrompts, PromptTokens
 
 REPEAT_CUE = "\nRepeat:"
 """Stands between a wire and its reconstruction."""
@@ -125,25 +126,32 @@ def supervised_counts(
     kd_positions: int,
     gist_len: int,
     ae_tokens: int,
+    names: Collection[str] = OBJECTIVES,
+    prompted: Sequence[PromptTokens] | None = None,
 ) -> dict[str, int]:
     """What each objective of one decoder is divided by: its positions in the whole batch.
 
     Args:
-        batch: the whole step's batch.
+        batch: the whole step's batch; the counts of its parts add up to its own.
+        names: objectives whose texts are counted; of ``gist``, ``ae`` and ``continuation``, the
+            others are left out.
+        prompted: ``prompts.wire`` of every example, where it has been made already.
     """
-    lengths = [len(prompts.wire(example).answer) for example in batch.examples]
+    prompted = prompted or [prompts.wire(example) for example in batch.examples]
+    lengths = [len(tokens.answer) for tokens in prompted]
     num_tokens, num_examples = sum(lengths), len(lengths)
-    by_wire = [
-        (
-            len(prompts.plain_ids(text)[:gist_len]),
-            len(repeated(batch, wire, prompts, tokenizer, num_tokens=ae_tokens).answer),
-            len(continued(batch, wire, prompts, tokenizer).answer),
-        )
-        for wire, text in enumerate(batch.texts)
-    ]
-    gist, ae, continuation = (
-        sum(by_wire[wire][part] for wire in batch.text_of) for part in range(3)
-    )
+    of_texts: dict[str, Callable[[int], int]] = {
+        "gist": lambda wire: len(prompts.plain_ids(batch.texts[wire])[:gist_len]),
+        "ae": lambda wire: len(
+            repeated(batch, wire, prompts, tokenizer, num_tokens=ae_tokens).answer
+        ),
+        "continuation": lambda wire: len(continued(batch, wire, prompts, tokenizer).answer),
+    }
+    by_wire = {
+        name: [count(wire) for wire in range(len(batch.texts))]
+        for name, count in of_texts.items()
+        if name in names
+    }
     return {
         "tf": num_tokens,
         "first": num_examples,
@@ -151,7 +159,5 @@ def supervised_counts(
         "kd": sum(min(length, kd_positions or length) for length in lengths),
         "state": num_tokens,
         **dict.fromkeys(("span", "latent_align", "manifold", "scale_l2"), num_examples),
-        "gist": gist,
-        "ae": ae,
-        "continuation": continuation,
+        **{name: sum(own[wire] for wire in batch.text_of) for name, own in by_wire.items()},
     }

@@ -5,12 +5,13 @@ also a run of every decoder's own tokens, whatever its tokenizer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from latentwire.data.encoder_texts import EncoderTokenizer, WireText
+from latentwire.data.moving import moved
 from latentwire.data.prompts import DecoderPrompts
 
 NO_LATENT = -1
@@ -27,14 +28,12 @@ class Spans:
     latent: Tensor
     """[texts, length]: the latent a token belongs to; ``NO_LATENT`` for BOS, padding, and text
     that the encoder's window cut off."""
+    is_full: bool | None = None
+    """Whether ``mask`` is True everywhere, known without asking the device; None where it is not
+    known."""
 
     def to(self, device: torch.device) -> "Spans":
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            mask=self.mask.to(device),
-            latent=self.latent.to(device),
-        )
+        return moved(self, device)
 
 
 def decoder_spans(
@@ -60,7 +59,8 @@ def decoder_spans(
         if row:
             ids[index, : len(row)], latent[index, : len(row)] = torch.tensor(row).T
             mask[index, : len(row)] = True
-    return Spans(ids=ids, mask=mask, latent=latent)
+    is_full = all(len(row) == length for row in rows)
+    return Spans(ids=ids, mask=mask, latent=latent, is_full=is_full)
 
 
 def _row(

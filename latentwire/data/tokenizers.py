@@ -1,12 +1,22 @@
 """Loading a tokenizer as its folder describes it."""
 
-from typing import Any
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from latentwire.config import DecoderConfig, EncoderConfig
 
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+CACHED = 100_000
+"""Texts whose tokens are remembered."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Held by whoever tokenizes: a fast tokenizer keeps in itself whether special tokens are to be
+split, and a call that sets it changes the meaning of one that runs in another thread."""
 _GENERIC = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
 
@@ -53,6 +63,24 @@ def literal_ends(tokenizer: Any, text: str) -> list[int]:
     return [end for _, end in _encode(tokenizer, text, **options)["offset_mapping"]]
 
 
+def decoded(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
+    """Tokens as text."""
+    with _ONE_AT_A_TIME:
+        text: str = tokenizer.decode(ids, **options)
+    return text
+
+
 def _encode(tokenizer: Any, text: str, **options: bool) -> Any:
     # Not verbose: what is longer than a window is cut and counted by those who know the window.
-    return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+    with _ONE_AT_A_TIME:
+        return tokenizer(text, add_special_tokens=False, verbose=False, **options)
+
+
+def remembered(cache: dict[K, V], key: K, make: Callable[[K], V]) -> V:
+    """``make(key)``, or what it was before; a cache may be shared by threads."""
+    found = cache.get(key)
+    if found is None:
+        if len(cache) > CACHED:
+            cache.clear()
+        found = cache[key] = make(key)
+    return found

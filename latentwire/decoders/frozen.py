@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.data.batch import PromptBatch
-from latentwire.decoders.cache import add_to_cache, at_rest, cache_shape, rotation_of
+from latentwire.decoders.cache import (
+    add_to_cache,
+    at_rest,
+    cache_shape,
+    rotation_of,
+    takes_masks,
+)
 from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
 from latentwire.decoders.lora import LoraSlots
@@ -83,6 +89,7 @@ class FrozenDecoder:
         self._embed = self.model.get_input_embeddings()
         self._table = None if ranks is None else ShardedTable(self._embed, ranks)
         self._rotate = rotation_of(self.model)
+        self._takes_masks = self._rotate is not None and takes_masks(self.model)
 
     @property
     def hidden_size(self) -> int:
@@ -166,12 +173,15 @@ class FrozenDecoder:
         return cache_shape(self.name, output.past_key_values, num_tokens=ids.shape[1])
 
     @torch.no_grad()
-    def states(self, ids: Tensor, mask: Tensor, *, layer: int) -> Tensor:
+    def states(
+        self, ids: Tensor, mask: Tensor, *, layer: int, is_full: bool | None = None
+    ) -> Tensor:
         """The decoder's own states of plain tokens: [rows, length] -> [rows, length, hidden].
 
         Args:
             mask: [rows, length], True at real tokens, which stand on the left.
             layer: 0 for the input embeddings, n for the states after the n-th layer.
+            is_full: whether all tokens are real, where the host knows.
         """
         embeds = self.embed(ids)
         if layer == 0:
@@ -187,8 +197,9 @@ class FrozenDecoder:
         try:
             self.model(
                 inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                use_cache=False,
+                attention_mask=self._mask(mask, is_full),
+                # Without a mask and a cache the model looks for packed sequences, on the host.
+                use_cache=bool(is_full),
                 logits_to_keep=1,
             )
         except _Reached:
@@ -198,12 +209,14 @@ class FrozenDecoder:
         return found[0]
 
     @torch.no_grad()
-    def keys_and_values(self, ids: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def keys_and_values(
+        self, ids: Tensor, mask: Tensor, *, is_full: bool | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
         [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
         output = self.model(
             inputs_embeds=self.embed(ids),
-            attention_mask=mask.long(),
+            attention_mask=self._mask(mask, is_full),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -225,15 +238,17 @@ class FrozenDecoder:
             vectors = wire.vectors[rows, batch.prefix_soft.clamp(min=0)].to(embeds.dtype)
             embeds = torch.where((batch.prefix_soft >= 0)[..., None], vectors, embeds)
         mask, first, past = batch.prefix_mask, 0, {}
+        attention_mask = self._mask(mask, batch.prefix_is_full)
         if self.constant is not None:
             first = self.constant.length
             past = {"past_key_values": self.constant.cache(len(embeds))}
             mask = nn.functional.pad(mask, (first, 0), value=True)
+            attention_mask = mask.long()
         place = torch.arange(first, first + embeds.shape[1], device=embeds.device)
         with self._updated(lora):
             output = self.model(
                 inputs_embeds=embeds,
-                attention_mask=mask.long(),
+                attention_mask=attention_mask,
                 position_ids=place.expand(len(embeds), -1),
                 use_cache=True,
                 logits_to_keep=1,
@@ -322,6 +337,21 @@ class FrozenDecoder:
     def answer_logits(self, batch: PromptBatch, wire: Injection | None = None) -> Tensor:
         """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
         return self.answer(batch, wire).logits
+
+    def _mask(self, mask: Tensor, is_full: bool | None) -> Tensor | None:
+        """A mask [rows, length] of tokens that are read first, as the model is given it.
+
+        From a mask of this form the model makes one of queries and keys, for which it looks, on
+        the host, whether anything is padding. Where that is known here, it gets the very mask
+        that it would have made; for no padding, none.
+        """
+        if is_full is None or not self._takes_masks:
+            return mask.long()
+        if is_full:
+            return None
+        length = mask.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        return causal & mask[:, None, None, :]
 
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts
@@ -24,4 +25,12 @@ def teacher(
         layers: whose states are wanted beside the logits.
     """
     batch = text_batch([prompts.text(example) for example in examples], pad=prompts.pad)
+    return read_text(decoder, batch, layers=layers)
+
+
+@torch.no_grad()
+def read_text(
+    decoder: FrozenDecoder, batch: PromptBatch, *, layers: tuple[int, ...] = ()
+) -> Answered:
+    """``teacher`` of prompts that are laid out."""
     return decoder.answer(batch.to(decoder.device), layers=layers)

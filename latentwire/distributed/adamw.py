@@ -82,6 +82,14 @@ class ScaledAdamW:
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["name"]]
 
+    def skip_unless(self, finite: Tensor | None) -> None:
+        """Has the next step change nothing where ``finite`` is False; None always steps.
+
+        The fused kernel looks itself, as it does for loss scaling, so the host need not.
+        """
+        found = None if finite is None else (~finite).float()
+        self.optimizer.found_inf = found  # type: ignore[attr-defined]
+
     def _scale_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.config import Config
-from latentwire.data.encoder_texts import EncoderTokenizer
+from latentwire.data.encoder_texts import EncoderTexts, EncoderTokenizer
 from latentwire.data.loader import DecoderBatch, GlobalBatch, decoder_batch, encoder_batch
+from latentwire.data.moving import placed
+from latentwire.data.part_texts import PartTexts
 from latentwire.data.prompts import DecoderPrompts, prompts_for
 from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
@@ -63,14 +65,33 @@ class Job:
         """Every unit of the whole job, in one order on all ranks."""
         return ["encoder", *(f"adapter_{spec.decoder}" for spec in self.groups.topology.groups)]
 
-    def latents(self, batch: GlobalBatch) -> Tensor:
+    def latents(self, batch: GlobalBatch, texts: EncoderTexts | None = None) -> Tensor:
         """Every wire of the batch: [at least wires, num_latents, d_z].
 
         Each rank encodes its slice of them, once; the exchange does the rest.
+
+        Args:
+            texts: what ``texts`` makes of the batch, where it was made before.
         """
+        texts = self.texts(batch) if texts is None else texts
+        return exchange(self.wire.encode(texts.to(self.device)), self.groups.world)
+
+    def texts(self, batch: GlobalBatch) -> EncoderTexts:
+        """What this rank encodes of the batch."""
         world = self.groups.world
-        texts = encoder_batch(batch, self.tokenizer, rank=world.rank, world_size=world.size)
-        return exchange(self.wire.encode(texts.to(self.device)), world)
+        return encoder_batch(batch, self.tokenizer, rank=world.rank, world_size=world.size)
+
+    def part_texts(self, name: str, batch: GlobalBatch, own: DecoderBatch) -> PartTexts:
+        """What objectives read of the texts of a decoder's part."""
+        return PartTexts(
+            batch,
+            own,
+            self.prompts[name],
+            self.tokenizer,
+            self.config,
+            device=self.device,
+            never_none=self.decoders[name].ranks is not None,
+        )
 
     def parts(self, batch: GlobalBatch) -> Iterator[tuple[str, DecoderBatch]]:
         """This rank's part of a training batch for each decoder it hosts."""
@@ -97,8 +118,8 @@ class Job:
             latents: what ``latents`` returned for the global batch.
             unit: in place of the decoder's own.
         """
-        counts = torch.tensor(batch.counts, device=self.device)
-        rows = torch.tensor(batch.texts, device=self.device)
+        counts = placed(batch.counts, self.device)
+        rows = placed(batch.texts, self.device)
         # The gradient that enters the exchange is averaged over the world, the loss over a group.
         factor = self.scale(decoder)
         longest = self.num_private + max(1, *batch.counts)

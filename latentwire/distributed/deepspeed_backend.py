@@ -46,6 +46,7 @@ class ZeroUnit:
         self._name = name
         self._group = group
         self._ranks = _DataParallel(group)
+        self.can_skip = False
         self.num_parameters = sum(p.numel() for p in self._named.values())
         self._adamw = ScaledAdamW(groups, optim, module.part_of)  # type: ignore[arg-type]
         self._parts = [str(group["part"]) for group in self._adamw.optimizer.param_groups]
@@ -97,7 +98,10 @@ class ZeroUnit:
                 by_part.setdefault(self._parts[self._zero.group_of(index)], []).extend(own)
         return by_part
 
-    def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
+    def step(
+        self, rates: Mapping[str, float], grad_scale: Tensor, finite: Tensor | None = None
+    ) -> None:
+        assert finite is None, "the engine's own step asks the device anyway"
         self._adamw.prepare(rates, grad_scale)
         self._engine.step()
 

@@ -76,6 +76,7 @@ class FsdpUnit:
         self._part_of: Callable[[str], str] = module.part_of  # type: ignore[assignment]
         self._bf16 = bf16
         self._adamw: ScaledAdamW8bit | ShardedAdamW = kind(groups, optim)
+        self.can_skip = isinstance(self._adamw, ShardedAdamW)
 
     def set_sync(self, enabled: bool) -> None:
         assert isinstance(self.module, FSDPModule)
@@ -111,8 +112,12 @@ class FsdpUnit:
             whole[name] = tensor.to(torch.bfloat16) if is_rounded else tensor
         yield whole
 
-    def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
+    def step(
+        self, rates: Mapping[str, float], grad_scale: Tensor, finite: Tensor | None = None
+    ) -> None:
         self._adamw.prepare(rates, grad_scale)
+        if isinstance(self._adamw, ShardedAdamW):
+            self._adamw.skip_unless(finite)
         self._adamw.optimizer.step()
 
     def zero_grad(self) -> None:

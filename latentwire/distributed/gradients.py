@@ -22,8 +22,29 @@ class GlobalGradient:
     """Squared norm by unit, as ``Job.unit_names`` has them."""
     part_squares: dict[str, dict[str, Tensor]]
     """The same by unit and part of it; a part that the unit does not have has 0."""
-    is_finite: bool
-    """Whether every loss and every gradient of every rank is finite."""
+    finite: Tensor
+    """Whether every loss and every gradient of every rank is finite, on the device."""
+    is_finite: "OnHost"
+    """The same on its way to the host."""
+
+
+class OnHost:
+    """A truth value of the device's, which the host asks for later, without waiting for what the
+    device was given since."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._host = value
+        self._copied: torch.cuda.Event | None = None
+        if value.device.type == "cuda":
+            self._host = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._host.copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def __bool__(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._host.numpy())
 
 
 def global_gradient(
@@ -48,15 +69,15 @@ def global_gradient(
         dist.all_reduce(totals, group=world.handle)
     table = totals[:-1].view(len(names), len(PARTS))
     norm = table.sum().sqrt()
-    # The trainer reads no other value of a step on the host; whether it happens depends on this.
-    is_finite = bool(torch.isfinite(norm) & (totals[-1] == 0))
+    finite = torch.isfinite(norm) & (totals[-1] == 0)
     return GlobalGradient(
         norm=norm,
         squares=dict(zip(names, table.sum(1), strict=True)),
         part_squares={
             name: dict(zip(PARTS, row, strict=True)) for name, row in zip(names, table, strict=True)
         },
-        is_finite=is_finite,
+        finite=finite,
+        is_finite=OnHost(finite),
     )
 
 

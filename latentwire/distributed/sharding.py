@@ -42,6 +42,8 @@ class ShardedUnit(Protocol):
     """The sharded module, to be called in place of the one it was made from."""
     num_parameters: int
     """Trained parameters, over all ranks."""
+    can_skip: bool
+    """Whether ``step`` takes ``finite``."""
 
     def set_sync(self, enabled: bool) -> None:
         """Whether the next backward reduces gradients (only the last micro-batch needs to)."""
@@ -57,8 +59,14 @@ class ShardedUnit(Protocol):
         """Every parameter whole, frozen ones too, as the forward computes with them. All members
         must enter and leave; the tensors hold only between the two."""
 
-    def step(self, rates: Mapping[str, float], grad_scale: Tensor) -> None:
-        """One optimizer step with learning rates by parameter group; gradients are scaled first."""
+    def step(
+        self, rates: Mapping[str, float], grad_scale: Tensor, finite: Tensor | None = None
+    ) -> None:
+        """One optimizer step with learning rates by parameter group; gradients are scaled first.
+
+        Args:
+            finite: where this is False on the device, nothing is changed; for units that can.
+        """
 
     def zero_grad(self) -> None:
         """Forgets all gradients, in every buffer that holds a part of them."""

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from latentwire.config import OBJECTIVES
 from latentwire.distributed.assembly import Job
 from latentwire.objectives.balance import Balance
+from latentwire.training.preparation import is_balancing
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import StepPlan
 
@@ -27,15 +28,15 @@ class AutoWeights:
         """Saved with every checkpoint."""
         self._job = job
         settings = job.config.objectives
-        self._interval = settings.auto_interval if settings.auto_weight else 0
+        self._is_on = settings.auto_weight
 
     def is_due(self, plan: StepPlan) -> bool:
         """Whether this step measures the gradients' sizes."""
-        return bool(self._interval) and (plan.step - 1) % self._interval == 0
+        return is_balancing(self._job.config, plan)
 
     def applied(self, plan: StepPlan) -> StepPlan:
         """The plan with the weights to train with."""
-        if not self._interval:
+        if not self._is_on:
             return plan
         return dataclasses.replace(plan, weights=self.balance.applied(plan.weights))
 

@@ -4,7 +4,7 @@ All but reconstruction and continuation come of a single forward of the student,
 teacher where it is needed.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -14,16 +14,11 @@ from torch import Tensor
 from latentwire.config import OBJECTIVES, Config, ObjectivesConfig
 from latentwire.data.batch import PromptBatch
 from latentwire.data.loader import DecoderBatch, GlobalBatch
-from latentwire.data.rewriting import (
-    Written,
-    continued,
-    gist_targets,
-    repeated,
-    written_batch,
-)
-from latentwire.data.spans import Spans, decoder_spans
+from latentwire.data.moving import placed
+from latentwire.data.part_texts import PartTexts, Weighted
+from latentwire.data.spans import Spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
-from latentwire.decoders.teacher import teacher
+from latentwire.decoders.teacher import read_text
 from latentwire.distributed.assembly import Job
 from latentwire.objectives import alignment, distillation, reconstruction, tokens
 from latentwire.wire.unit import Injection
@@ -74,6 +69,7 @@ def measure(
     *,
     names: Collection[str],
     k: int,
+    texts: PartTexts | None = None,
 ) -> Measured:
     """Reads the wire with decoder ``name`` and takes every objective's sum.
 
@@ -82,9 +78,11 @@ def measure(
         wire: what the decoder reads for it.
         names: objectives to measure.
         k: answer tokens under ``kce``.
+        texts: of the part, where they were laid out before.
     """
     wire = wire.apart()
-    part = _Part(job, name, batch, own, wire)
+    texts = job.part_texts(name, batch, own) if texts is None else texts
+    part = _Part(job, name, texts, wire)
     config, prompt = job.config.objectives, own.latents_prompt.to(job.device)
     decoder = job.decoders[name]
     layers: tuple[int, ...] = ()
@@ -99,8 +97,7 @@ def measure(
         "kce": tokens.kce(losses, prompt.target_place, k=k),
     }
     if {"kd", "state"} & set(names):
-        examples = [batch.examples[i] for i in own.examples]
-        taught = teacher(decoder, job.prompts[name], examples, layers=layers)
+        taught = read_text(decoder, texts.text_prompt(), layers=layers)
         sums |= _distilled(said, taught, prompt.target_place, config, names)
     others: dict[str, Callable[[], Tensor]] = {
         "span": lambda: part.span(prompt, said),
@@ -146,13 +143,11 @@ class _Part:
     """The objectives of a part that are about its texts: summed over the examples that read each,
     so that no sum depends on which rank reads what."""
 
-    def __init__(
-        self, job: Job, name: str, batch: GlobalBatch, own: DecoderBatch, wire: Injection
-    ) -> None:
+    def __init__(self, job: Job, name: str, texts: PartTexts, wire: Injection) -> None:
         self.job = job
-        self._decoder, self._prompts = job.decoders[name], job.prompts[name]
-        self._batch, self._own, self._wire = batch, own, wire
-        self._readers = torch.tensor(own.readers, device=job.device)
+        self._decoder = job.decoders[name]
+        self._texts, self._wire = texts, wire
+        self._readers = placed(texts.own.readers, job.device)
         config = job.config
         self._begin = int(config.adapter.use_frame)
         self._end = wire.vectors.shape[1] - self._begin
@@ -171,21 +166,18 @@ class _Part:
         return torch.stack(parts).mean()
 
     def _spans(self, num_spans: int | None = None) -> Spans:
-        tokenizer = self.job.tokenizer
-        wires = [self._batch.wire(text, tokenizer) for text in self._own.texts]
-        spans = decoder_spans(wires, tokenizer, self._prompts, num_spans=num_spans)
-        return spans.to(self.job.device)
+        return self._texts.spans(num_spans).to(self.job.device)
 
     def _span_of_vectors(self) -> Tensor:
         spans, layer = self._spans(), self.job.config.objectives.span_layer
-        states = self._decoder.states(spans.ids, spans.mask, layer=layer)
+        states = self._decoder.states(spans.ids, spans.mask, layer=layer, is_full=spans.is_full)
         vectors = self._wire.vectors[:, self._first + self._num_private : self._end]
         return self._over_readers(alignment.span(vectors, states, spans.latent))
 
     def _span_of_cache(self, prompt: PromptBatch, found: list[tuple[Tensor, Tensor]]) -> Tensor:
         num_slots = self.job.config.adapter.deep_prefix_len
         spans = self._spans(num_slots or None)
-        text = self._decoder.keys_and_values(spans.ids, spans.mask)
+        text = self._decoder.keys_and_values(spans.ids, spans.mask, is_full=spans.is_full)
         first = self._begin if num_slots else self._first + self._num_private
         num_slots = num_slots or self._end - first
         # Where each prefix holds the slots, and which wire they are of.
@@ -202,8 +194,7 @@ class _Part:
             for own_layer, text_layer in zip(found, text, strict=True)
             for own, meant in zip(own_layer, text_layer, strict=True)
         ]
-        readers = prompt.prefix_of.bincount(minlength=len(place))
-        return (torch.stack(distances).mean(0) * readers).sum()
+        return (torch.stack(distances).mean(0) * prompt.prefix_readers).sum()
 
     def latent_align(self) -> Tensor:
         vectors, mask = self._soft_prompt()
@@ -224,10 +215,8 @@ class _Part:
     def gist(self) -> Tensor:
         wire = self._wire
         assert wire.gist is not None and wire.gist_scale is not None
-        texts = [self._batch.texts[t] for t in self._own.texts]
         targets, mask = (
-            part.to(self.job.device)
-            for part in gist_targets(texts, self._prompts, gist_len=wire.gist.shape[1])
+            part.to(self.job.device, non_blocking=True) for part in self._texts.gist_targets()
         )
         losses, _ = reconstruction.gist(
             wire.gist, targets, mask, self._decoder.embeddings, wire.gist_scale
@@ -235,32 +224,17 @@ class _Part:
         return self._over_readers(losses)
 
     def ae(self) -> Tensor:
-        num_tokens = self.job.config.objectives.ae_tokens
-        texts = [
-            repeated(self._batch, t, self._prompts, self.job.tokenizer, num_tokens=num_tokens)
-            for t in self._own.texts
-        ]
-        return reconstruction.ae(self._written(texts))
+        return reconstruction.ae(self._written(self._texts.repeated()))
 
     def continuation(self) -> Tensor:
-        texts = [
-            continued(self._batch, t, self._prompts, self.job.tokenizer) for t in self._own.texts
-        ]
-        return reconstruction.continuation(self._written(texts))
+        return reconstruction.continuation(self._written(self._texts.continued()))
 
-    def _written(self, texts: Sequence[Written]) -> Tensor:
+    def _written(self, laid_out: Weighted | None) -> Tensor:
         """The decoder's loss at each token it writes, times how often that counts."""
-        laid_out = written_batch(
-            self._batch,
-            self._own,
-            self._prompts,
-            self.job.tokenizer,
-            texts,
-            never_none=self._decoder.ranks is not None,
-        )
         if laid_out is None:
             return self._wire.vectors.sum()[None] * 0
-        prompt, weights = laid_out[0].to(self.job.device), laid_out[1].to(self.job.device)
+        prompt = laid_out[0].to(self.job.device)
+        weights = laid_out[1].to(self.job.device, non_blocking=True)
         logits = self._decoder.answer_logits(prompt, self._wire)
         return tokens.token_losses(logits, prompt.targets) * weights
 
@@ -270,10 +244,9 @@ class _Part:
         vectors = self._wire.vectors[:, self._first : self._end]
         mask = torch.zeros(vectors.shape[:2], dtype=torch.bool)
         mask[:, : self._num_private] = True
-        for row, text in enumerate(self._own.texts):
-            keep = self._batch.wire(text, self.job.tokenizer).keep or ()
+        for row, keep in enumerate(self._texts.kept()):
             mask[row, self._num_private :][: len(keep)] = torch.tensor(keep, dtype=torch.bool)
-        return vectors, mask.to(vectors.device)
+        return vectors, mask.to(vectors.device, non_blocking=True)
 
     def _over_readers(self, values: Tensor) -> Tensor:
         """[rows] -> their sum over the examples that read each."""

@@ -2,7 +2,6 @@
 
 import resource
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +17,8 @@ from latentwire.diagnostics.gradients import norm_at, objective_gradients
 from latentwire.diagnostics.pullback import MicroBatch, Norms, RandomState, Reading, part_norms
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.gradients import GlobalGradient
-from latentwire.training.objectives import Measured, wanted
+from latentwire.training.objectives import Measured
+from latentwire.training.preparation import PreparedStep, is_balancing, is_diagnosed
 from latentwire.training.stages import StepPlan
 from latentwire.wire.parts import PARTS
 
@@ -33,40 +33,35 @@ class StepRecord:
     """Collects one step's values on the device; nothing is moved or reduced before a log step.
 
     Args:
-        counts: per hosted decoder, what each objective is divided by.
-        balancing: the step's gradient norms are wanted for more than the record.
+        plan: with the weights that are trained with.
+        prepared: the step, laid out.
         waits: each phase that is timed ends when the device has done its work.
     """
 
     def __init__(
-        self,
-        job: Job,
-        plan: StepPlan,
-        *,
-        counts: Mapping[str, Mapping[str, int]],
-        balancing: bool = False,
-        waits: bool = False,
+        self, job: Job, plan: StepPlan, prepared: PreparedStep, *, waits: bool = False
     ) -> None:
         self.stage, self.step = plan.stage, plan.step
         self.progress: dict[str, str] = {}
         """Postfix of the progress bar, at log steps."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        """Of the host, by phase of the step; of saving those since the row before."""
+        """Of the host, by phase of the step: waiting for its batches is ``data``, and ``save`` is
+        what was spent on saving since the row before."""
         self.skip_reason = ""
         """Why the step was skipped: objective, decoder and rank."""
         self._job = job
         self._plan = plan
-        self._counts = counts
+        self._counts = prepared.counts
+        self.padding = prepared.padding
+        """How much of what this rank has read is padding."""
         self._waits = waits
         self._reached_at: float | None = None
         diagnostics = job.config.diagnostics
-        interval = diagnostics.grad_diag_interval
-        is_diagnosed = bool(interval) and plan.step % interval == 0
-        # On these steps every objective is measured, whatever its weight.
-        self._balancing = balancing
-        self.with_norms = balancing or is_diagnosed
-        self._parts = _parts_wanted(job) if is_diagnosed else ()
-        self.names = wanted(job.config, with_norms=self.with_norms)
+        # On steps with norms every objective is measured, whatever its weight.
+        self._balancing = is_balancing(job.config, plan)
+        self.with_norms = prepared.with_norms
+        self._parts = _parts_wanted(job) if is_diagnosed(job.config, plan) else ()
+        self.names = prepared.names
         """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
         at_interval = plan.step % diagnostics.log_interval == 0
@@ -117,6 +112,10 @@ class StepRecord:
         if self._waits:
             settle(self._job.device)
         return time.perf_counter()
+    def waited(self, seconds: float) -> None:
+        """The step began so much earlier, with waiting for its batches."""
+        self.seconds["data"] += seconds
+        self._step_seconds += seconds
 
     def begin(self, batch: GlobalBatch) -> None:
         """A micro-batch starts: called before its encoder's forward."""
@@ -185,14 +184,18 @@ class StepRecord:
         """What the step did."""
         return self._plan
 
-    def finish(
-        self, gradient: GlobalGradient, factor: Tensor, *, skipped: bool, seconds: float
-    ) -> None:
-        """Takes the step's global gradient, what clipping multiplied it by, whether the step was
-        skipped, and its duration."""
-        self._gradient, self._factor = gradient, factor
-        self._skipped, self._step_seconds = skipped, seconds
-        self.is_logged = self.is_logged or skipped
+    def finish(self, gradient: GlobalGradient, factor: Tensor, *, seconds: float) -> None:
+        """Takes the step's global gradient, what clipping multiplied it by, and its duration."""
+        self._gradient, self._factor, self._step_seconds = gradient, factor, seconds
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether the step's values are read on the host when it is done."""
+        return self.is_logged or self.is_health_due
+
+    def skipped(self, reason: str) -> None:
+        """The step was skipped, for a reason: it has a row."""
+        self._skipped, self.skip_reason, self.is_logged = True, reason, True
 
     @property
     def gradient(self) -> GlobalGradient:
@@ -263,6 +266,7 @@ class StepRecord:
             "tf_local": float(sums["tf"]) * self._counts[name]["tf"] / max(1, own_tokens),
             "num_tokens": self._counts[name]["tf"],
             "num_tokens_local": own_tokens,
+            **self.padding.fields(name),
             "keep_prob": self._plan.draws.keep_prob,
             "text_share": self._plan.draws.text_share,
             "K": self._plan.k,

@@ -16,12 +16,13 @@ from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
+from latentwire.data.padding import Padding
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.messages import barrier
+from latentwire.distributed.messages import barrier, gather_json
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume
@@ -229,6 +230,14 @@ def _report_state(job: Job) -> None:
     log.info("optimizer state on this rank (fp32 weights, both moments): %s", parts)
 
 
+def _report_padding(job: Job, stage: str, own: Padding) -> None:
+    """The padding in what all ranks have read in a stage. All ranks must call."""
+    ranks = gather_json(own.tree(), job.groups.world)
+    if ranks is not None:
+        total = sum((Padding.from_tree(tree) for tree in ranks), Padding())
+        log.info("stage %s: padding: %s", stage, total.summary())
+
+
 def _warn_of_shared(validated: Sequence[Example], evaluated: Sequence[Example]) -> None:
     if shared := num_shared_documents(validated, evaluated):
         log.warning(
@@ -300,6 +309,7 @@ def _train_with(
         if trainer.guard.num_skipped:
             log.warning("skipped steps so far: %d", trainer.guard.num_skipped)
         _report_state(job)
+        _report_padding(job, stage.name, trainer.padding)
         warn_of_cuts(job, f"stage {stage.name}")
         if reason:
             return reason

@@ -10,7 +10,7 @@ from typing import TypeVar
 from latentwire.config import Config
 from latentwire.data.draws import StepDraws
 from latentwire.data.example import Example
-from latentwire.data.sampler import Sampler
+from latentwire.data.sampler import Buckets, Sampler
 from latentwire.data.sources import DataSource
 from latentwire.objectives import schedules
 
@@ -74,6 +74,7 @@ class Stage:
             stage=name,
             questions_per_context=config.data.questions_per_context,
             samples=config.data.samples if samples is None else samples,
+            buckets=self._buckets(),
         )
         self.num_steps = self._length()
 
@@ -90,6 +91,17 @@ class Stage:
             weights=self._weights(step),
             k=self._k(step),
             is_last=step == self.num_steps,
+        )
+
+    def _buckets(self) -> Buckets | None:
+        number = self._config.data.length_buckets
+        if not number:
+            return None
+        # Characters are near enough to every tokenizer's tokens.
+        return Buckets(
+            length=lambda document: len(self._source.examples(document)[0].context),
+            batch_size=self.batch_size,
+            num_batches=number,
         )
 
     def _length(self) -> int:

@@ -1,6 +1,7 @@
 """A step that is not finite changes nothing, on any backend, and says whose fault it was."""
 
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from conftest import small_overrides
 from launching import python, status
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire import config_file
 from latentwire.checkpointing.commit import newest
@@ -21,6 +23,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import guard as guard_module
 from latentwire.training import trainer as trainer_module
 from latentwire.training.objectives import Measured
+from latentwire.training.preparation import prepare
 from latentwire.wire.unit import Injection
 
 POISONED_STEP = 2
@@ -152,6 +155,109 @@ def test_a_poisoned_step_changes_nothing(
             skipped = [row["step"] for row in result["rows"] if row["skipped"]]
             assert skipped == [POISONED_STEP]
             assert {row["reason"] for row in result["rows"]} == {f"{what} of 'qwen' on rank 1"}
+
+
+def late_on_rank(
+    rank: int, world_size: int, overrides: list[str], poison: str
+) -> list[dict[str, Any]]:
+    """What a poisoned step between log steps comes to, of which the host hears a step later."""
+    config = config_file.load("smoke", overrides)
+    states, rows = [], []
+    for steps in ([1, 3, 4], [1, 2, 3, 4]):
+        job = jobs.make_job(config, world_size)
+        trainer, plans = jobs.make_trainer(job), jobs.make_stage(config)
+        trainer._record = lambda record: rows.extend(record.rows())
+        for number in steps:
+            if number == POISONED_STEP and rank == 1:
+                # Until the next step has asked.
+                with poisoned(poison):
+                    trainer.step(plans.plan(number))
+                    assert trainer.guard.num_skipped == 0
+                    trainer.step(plans.plan(number + 1))
+            elif number != POISONED_STEP + 1 or rank == 0 or len(steps) == 3:
+                trainer.step(plans.plan(number))
+        trainer.settle()
+        states.append(jobs.exported(job))
+    expected, state = states
+    return [
+        {
+            "differing": [key for key in state if not torch.equal(state[key], expected[key])],
+            "num_tensors": len(state),
+            "num_skipped": trainer.guard.num_skipped,
+            "rows": [[row["step"], row["skipped"], row["skip_reason"]] for row in rows],
+        }
+    ]
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_poisoned_step_between_log_steps_changes_nothing(
+    poison: str, pair: Path, tmp_path: Path
+) -> None:
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "placement=separate",
+        "sharding.backend=fsdp",
+        "train.stage_a.steps=9",
+        "diagnostics.grad_diag_interval=0",
+        "diagnostics.log_interval=100",
+        "diagnostics.health_interval=0",
+    )
+    objective = POISONS[poison][1]
+    what = {"loss": f"loss {objective}", "gradient": f"gradient of {objective}"}[poison]
+    for (result,) in run_distributed(late_on_rank, 2, overrides, poison):
+        assert result["differing"] == []
+        assert result["num_tensors"] > 30 and result["num_skipped"] == 1
+        assert result["rows"] == [[POISONED_STEP, True, f"{what} of 'qwen' on rank 1"]]
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = str(func)
+        if any(word in name for word in ("_local_scalar_dense", "nonzero", "bincount", "unique")):
+            self.found.append("".join(traceback.format_stack()[-6:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def waits_on_rank(rank: int, world_size: int, overrides: list[str]) -> list[Any]:
+    config = config_file.load("smoke", overrides)
+    job = jobs.make_job(config, world_size)
+    trainer, plans = jobs.make_trainer(job), jobs.make_stage(config)
+    counts = []
+    for number in (1, 2, 3, 4):
+        prepared = prepare(job, plans.plan(number))
+        with _Waits() as waits:
+            trainer.step(prepared.plan, prepared)
+        counts.append(len(waits.found))
+        assert number == 4 or not waits.found, waits.found[0]
+    return counts
+
+
+def test_no_step_between_log_steps_waits_for_the_device(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "sharding.backend=fsdp",
+        "objectives.ae=0.1",
+        "objectives.state=0.1",
+        "objectives.latent_align=0.1",
+        "train.stage_a.steps=9",
+        "data.questions_per_context=3",
+        "diagnostics.grad_diag_interval=0",
+        "diagnostics.log_interval=100",
+        "diagnostics.health_interval=4",
+    )
+    (counts,) = run_distributed(waits_on_rank, 1, overrides)
+    assert counts[:3] == [0, 0, 0]
+    assert counts[3] > 0, "what is counted is there to be counted"
 
 
 def raises_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ class PrefixRow:
     """The shared part of one or more prompts."""
 
     before: tuple[int, ...]
+    num_constant: int = 0
+    """Tokens that ``before`` begins with in every prompt of the decoder."""
     soft_row: int = -1
     """Row of the soft prompt that fills the slot; -1 for text."""
     num_soft: int = 0
@@ -70,9 +72,30 @@ class PromptBatch:
     """[supervised]: the answer tokens, example by example."""
     target_place: Tensor
     """[supervised]: place of each target in its answer, from 0."""
+    constant: tuple[int, ...] = ()
+    """Tokens that all prefixes, of any batch, begin with; they are in ``prefix_ids`` too, and each
+    prefix has at least one more."""
 
     def to(self, device: torch.device) -> "PromptBatch":
-        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in parts.items() if isinstance(v, Tensor)})
+
+
+def num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    same = (a == b for a, b in zip(left, right, strict=False))
+    return next(
+        (place for place, equal in enumerate(same) if not equal), min(len(left), len(right))
+    )
+
+
+def _constant(prefixes: Sequence[PrefixRow]) -> tuple[int, ...]:
+    first = prefixes[0].before
+    shared = (
+        min(prefix.num_constant, prefix.length - 1, num_shared(prefix.before, first))
+        for prefix in prefixes
+    )
+    return first[: max(0, min(shared))]
 
 
 def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -> PromptBatch:
@@ -124,4 +147,5 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
         target_place=torch.tensor(
             [place for answer in supervised for place in range(len(answer))], dtype=torch.long
         ),
+        constant=_constant(prefixes),
     )

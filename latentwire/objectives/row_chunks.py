@@ -93,10 +93,11 @@ class _ByRows(torch.autograd.Function):
             own = states[rows].detach().requires_grad_()
             with torch.enable_grad():
                 found = per_row(head(own), rows)
-            losses = [name for name, value in found.items() if value.requires_grad]
-            for name in losses:
-                # Rows are independent: the sum's gradient is every row's own.
-                (at,) = torch.autograd.grad(found[name].sum(), own, retain_graph=name != losses[-1])
+                # Rows are independent: the gradient of their sum is every row's own.
+                sums = {key: value.sum() for key, value in found.items() if value.requires_grad}
+            last = next(reversed(sums), None)
+            for name, total in sums.items():
+                (at,) = torch.autograd.grad(total, own, retain_graph=name != last)
                 if name not in gradients:
                     gradients[name] = torch.empty_like(states)
                 gradients[name][rows] = at

@@ -7,7 +7,6 @@ import jobs
 import pytest
 import torch
 from conftest import small_overrides
-from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from latentwire import config_file
@@ -79,30 +78,33 @@ def test_logits_that_change_after_the_head_are_made_whole(
     torch.testing.assert_close(losses[:2].detach(), expected, atol=1e-4, rtol=1e-4)
 
 
-def stepped_on_rank(rank: int, world_size: int, overrides: list[str]) -> list[dict[str, Tensor]]:
-    """Gradients of a step and norms by objective: with whole logits, then with three rows at most."""
-    found = []
+def stepped_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, list[float]]:
+    """Of each gradient of a step, and of each objective's norm: the largest difference between
+    whole logits and three rows at a time, and its own size."""
     whole_bytes = row_chunks.CHUNK_BYTES
+    job = jobs.make_job(config_file.load("smoke", overrides), 1)
+    step = jobs.make_stage(job.config).plan(1)
+    found = []
     for num_bytes in (whole_bytes, 3 * 4 * 450):
         row_chunks.CHUNK_BYTES = num_bytes
-        job = jobs.make_job(config_file.load("smoke", overrides), 1)
-        step = jobs.make_stage(job.config).plan(1)
         gradients = jobs.job_gradients(job, step)
         squares = jobs.make_trainer(job).step(step).grad_squares()
         norms = {f"grad_{name}": torch.tensor(square**0.5) for name, square in squares.items()}
         found.append(gradients | norms)
     row_chunks.CHUNK_BYTES = whole_bytes
-    return found
+    whole, chunked = found
+    return {
+        name: [float((chunked[name] - value).abs().max()), float(value.abs().max())]
+        for name, value in whole.items()
+    }
 
 
 def test_a_step_in_chunks_is_a_step_with_whole_logits(pair: Path, tmp_path: Path) -> None:
     overrides = small_overrides(
         pair, tmp_path, "objectives.kd=0.7", "objectives.ae=0.2", "sharding.backend=fsdp"
     )
-    (found,) = run_distributed(stepped_on_rank, world_size=1, args=(overrides,))
-    whole, chunked = found
-    assert whole.keys() == chunked.keys() and {"grad_tf", "grad_kd", "grad_ae"} <= whole.keys()
-    for name, value in whole.items():
-        scale = float(value.abs().max())
-        torch.testing.assert_close(chunked[name], value, atol=1e-5 * scale, rtol=1e-4, msg=name)
-    assert not all(torch.equal(chunked[name], value) for name, value in whole.items())
+    (found,) = run_distributed(stepped_on_rank, 1, overrides)
+    assert {"grad_tf", "grad_kd", "grad_ae"} <= found.keys()
+    for name, (difference, size) in found.items():
+        assert difference <= 1e-5 * size, name
+    assert any(difference for difference, _ in found.values()), "both went the same way"

@@ -8,6 +8,7 @@ query always has something real to look at.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,8 +78,10 @@ class PromptBatch:
     prefix has at least one more."""
 
     def to(self, device: torch.device) -> "PromptBatch":
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in parts.items() if isinstance(v, Tensor)})
+        parts: dict[str, Any] = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor
+        }
+        return replace(self, **{name: part.to(device) for name, part in parts.items()})
 
 
 def num_shared(left: Sequence[int], right: Sequence[int]) -> int:

@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from latentwire.decoders.frozen import Answered
+from latentwire.objectives import budget
 from latentwire.objectives.tokens import is_right, token_losses
-
-CHUNK_BYTES = 64 * 2**20
-"""Of fp32 logits at a time: 128 rows of 128k tokens, and a small vocabulary's batch in one."""
 
 Head = Callable[[Tensor], Tensor]
 """States [rows, hidden] -> logits [rows, vocabulary]; has no gradient of its own."""
@@ -34,8 +32,8 @@ def of_answer(said: Answered, per_row: PerRow) -> dict[str, Tensor]:
     """
     if said.head is None:
         return dict(per_row(said.logits, slice(0, len(said.last))))
-    rows = max(1, CHUNK_BYTES // (4 * said.head.vocabulary))
-    return by_rows(said.last, said.head, per_row, rows_per_chunk=rows)
+    rows_per_chunk = budget.rows_within(said.head.vocabulary)
+    return by_rows(said.last, said.head, per_row, rows_per_chunk=rows_per_chunk)
 
 
 def token_scores(said: Answered, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from latentwire.config import DecoderConfig
 from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
-from latentwire.objectives import row_chunks
+from latentwire.objectives import budget, row_chunks
 from latentwire.objectives.tokens import token_losses
 from latentwire.testing import run_distributed
 
@@ -81,17 +81,17 @@ def test_logits_that_change_after_the_head_are_made_whole(
 def stepped_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, list[float]]:
     """Of each gradient of a step, and of each objective's norm: the largest difference between
     whole logits and three rows at a time, and its own size."""
-    whole_bytes = row_chunks.CHUNK_BYTES
+    whole_bytes = budget.CHUNK_BYTES
     job = jobs.make_job(config_file.load("smoke", overrides), 1)
     step = jobs.make_stage(job.config).plan(1)
     found = []
     for num_bytes in (whole_bytes, 3 * 4 * 450):
-        row_chunks.CHUNK_BYTES = num_bytes
+        budget.CHUNK_BYTES = num_bytes
         gradients = jobs.job_gradients(job, step)
         squares = jobs.make_trainer(job).step(step).grad_squares()
         norms = {f"grad_{name}": torch.tensor(square**0.5) for name, square in squares.items()}
         found.append(gradients | norms)
-    row_chunks.CHUNK_BYTES = whole_bytes
+    budget.CHUNK_BYTES = whole_bytes
     whole, chunked = found
     return {
         name: [float((chunked[name] - value).abs().max()), float(value.abs().max())]

@@ -3,7 +3,7 @@
 import math
 import re
 
-from latentwire.config import OBJECTIVES, SINKS, Config, StageConfig, flatten
+from latentwire.config import OBJECTIVES, SINKS, Config, DecoderConfig, StageConfig, flatten
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -261,6 +261,20 @@ def _stage_problems(config: Config, key: str, stage: StageConfig) -> list[str]:
     return found
 
 
+def _compile_problems(key: str, decoder: DecoderConfig) -> list[str]:
+    others = {
+        f"{key}.quantization '{decoder.quantization}'": decoder.quantization != "none",
+        f"{key}.shard {decoder.shard}": decoder.shard > 1,
+        f"{key}.lora.rank {decoder.lora.rank}": decoder.lora.rank > 0,
+    }
+    return [
+        f"{key}.compile: true with {other}: such layers change as they are read, and are not "
+        "compiled; set one of them back"
+        for other, is_set in others.items()
+        if is_set
+    ]
+
+
 def _decoder_problems(config: Config) -> list[str]:
     found = []
     if not config.decoders:
@@ -277,6 +291,8 @@ def _decoder_problems(config: Config) -> list[str]:
             found.append(f"{key}.lora: rank must be 0 or more, alpha above 0")
         if decoder.share <= 0 or decoder.weight <= 0:
             found.append(f"{key}: share and weight must be above 0")
+        if decoder.compile:
+            found += _compile_problems(key, decoder)
         if decoder.shard < 1:
             found.append(f"{key}.shard: {decoder.shard} must be 1 or more; 1 shards nothing")
         elif decoder.shard > 1 and decoder.quantization == "int8":

@@ -138,6 +138,9 @@ class DecoderConfig:
     """``nf4`` loads the frozen weights in 4 bits, ``int8`` in 8 (they need bitsandbytes)."""
     gradient_checkpointing: bool = False
     """Recompute the decoder's layers in backward instead of keeping their activations."""
+    compile: bool = False
+    """Compile the decoder's layers (``torch.compile``): the first steps take minutes, the others
+    less. Not with ``quantization``, ``shard`` or ``lora``."""
     shard: int = 1
     """Ranks of the group that hold one copy of the weights together, by FSDP2; a group of more
     ranks holds several copies. 1: every rank holds all of them."""

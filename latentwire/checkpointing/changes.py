@@ -18,7 +18,7 @@ _MAY_CHANGE = (
     "validation.interval",
     "validation.patience",
 )
-_MAY_CHANGE_OF_DECODER = (".ranks", ".share", ".shard", ".reshard")
+_MAY_CHANGE_OF_DECODER = (".ranks", ".share", ".shard", ".reshard", ".compile")
 
 
 def changed_keys(before: Config, now: Config) -> list[str]:

@@ -21,6 +21,8 @@ class PrefixRow:
     """The shared part of one or more prompts."""
 
     before: tuple[int, ...]
+    num_constant: int = 0
+    """Tokens that ``before`` begins with in every prompt of the decoder."""
     soft_row: int = -1
     """Row of the soft prompt that fills the slot; -1 for text."""
     num_soft: int = 0
@@ -78,9 +80,29 @@ class PromptBatch:
     prefix_is_full: bool | None = None
     """Whether ``prefix_mask`` is True everywhere, known without asking the device; None where it
     is not known."""
+    constant: tuple[int, ...] = ()
+    """Tokens that all prefixes, of any batch, begin with; they are in ``prefix_ids`` too, and each
+    prefix has at least one more."""
 
     def to(self, device: torch.device) -> "PromptBatch":
         return moved(self, device)
+
+
+def num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    same = (a == b for a, b in zip(left, right, strict=False))
+    return next(
+        (place for place, equal in enumerate(same) if not equal), min(len(left), len(right))
+    )
+
+
+def _constant(prefixes: Sequence[PrefixRow]) -> tuple[int, ...]:
+    first = prefixes[0].before
+    shared = (
+        min(prefix.num_constant, prefix.length - 1, num_shared(prefix.before, first))
+        for prefix in prefixes
+    )
+    return first[: max(0, min(shared))]
 
 
 def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -> PromptBatch:
@@ -135,4 +157,5 @@ def prompt_batch(rows: Sequence[PromptRow], *, pad: int, answers: bool = True) -
         ),
         prefix_is_full=all(prefix.length == width for prefix in prefixes),
         prefix_readers=torch.tensor([readers[prefix] for prefix in prefixes]),
+        constant=_constant(prefixes),
     )

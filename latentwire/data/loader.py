@@ -135,7 +135,11 @@ def decoder_batch(
         # A deep prefix is there for what is read after the prefix only.
         slot, after = ((), kept) if tokenizer.has_deep_prefix else (kept, ())
         prefix = PrefixRow(
-            before=tokens.before, soft_row=texts.index(wire), num_soft=num_soft, slot=slot
+            before=tokens.before,
+            num_constant=tokens.num_constant,
+            soft_row=texts.index(wire),
+            num_soft=num_soft,
+            slot=slot,
         )
         row = PromptRow(prefix=prefix, after=(*after, *tokens.after), answer=tokens.answer)
         rows.append(row)
@@ -152,7 +156,9 @@ def text_batch(tokens: Sequence[PromptTokens], *, pad: int, answers: bool = True
     """The prompts with text in their slot."""
     rows = [
         PromptRow(
-            prefix=PrefixRow(before=prompt.before, slot=prompt.slot),
+            prefix=PrefixRow(
+                before=prompt.before, num_constant=prompt.num_constant, slot=prompt.slot
+            ),
             after=prompt.after,
             answer=prompt.answer,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from latentwire.config import Config, ConfigError, DataConfig
+from latentwire.data.batch import num_shared
 from latentwire.data.chat import INSTRUCTION, chat_frame, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.tokenizers import (
@@ -39,6 +40,8 @@ class PromptTokens:
     """The template after the slot, up to and with the anchor."""
     answer: tuple[int, ...]
     """The answer's tokens, closed by EOS. BOS is never among them."""
+    num_constant: int = 0
+    """Tokens that ``before`` begins with in every prompt of this decoder."""
     slot_tokens_cut: int = 0
     """How many slot tokens did not fit the decoder's window."""
 
@@ -91,6 +94,7 @@ class DecoderPrompts:
         first = self._halves[0] if carries == "context" else ""
         self._before_slot = first.rstrip(" ")
         self._slot_space = first[len(self._before_slot) :]
+        self._always_first = self._before_slot.split("{question}")[0]
         own_bos = tokenizer.bos_token_id
         if own_bos is None and bos == "always":
             raise ValueError("bos: 'always', but the tokenizer has no BOS token; use auto or never")
@@ -128,6 +132,7 @@ class DecoderPrompts:
             slot=ids[:room],
             after=tokens.after,
             answer=tokens.answer,
+            num_constant=tokens.num_constant,
             slot_tokens_cut=max(0, len(ids) - room),
         )
 
@@ -138,13 +143,13 @@ class DecoderPrompts:
         if len(answer) > self.max_answer_tokens:
             self.cut_answers.add(hash(example.answers[0]))
             answer = answer[: self.max_answer_tokens]
-        opening = self._framed(self._header, first, "")
+        before, always = (self._before(user) for user in (first, self._always_first))
         return PromptTokens(
-            # The header is tokenized with its BOS, which may decide how its first word is.
-            before=self.lead + opening[int(self._header_has_bos) :],
+            before=before,
             slot=(),
             after=self._framed("", second, self._closing),
             answer=(*answer, self.eos),
+            num_constant=num_shared(before, always),
         )
 
     def truncated(self, example: Example, num_tokens: int) -> PromptTokens:
@@ -160,6 +165,7 @@ class DecoderPrompts:
                 slot=full.slot[:num_tokens],
                 after=full.after,
                 answer=full.answer,
+                num_constant=full.num_constant,
             )
         ids = self.plain_ids(example.context)
         low, high = 0, len(ids)
@@ -211,6 +217,12 @@ class DecoderPrompts:
         if self.eos in kept:
             kept = kept[: kept.index(self.eos)]
         return decoded(self.tokenizer, kept, skip_special_tokens=True).strip()
+
+    def _before(self, user: str) -> tuple[int, ...]:
+        """The opening tokens up to the end of what the user writes first."""
+        opening = self._framed(self._header, user, "")
+        # The header is tokenized with its BOS, which may decide how its first word is.
+        return self.lead + opening[int(self._header_has_bos) :]
 
     def _around_slot(self, example: Example) -> tuple[str, str]:
         """The user's text before and after the slot."""

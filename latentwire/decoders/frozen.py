@@ -20,8 +20,9 @@ from latentwire.decoders.cache import (
     rotation_of,
     takes_masks,
 )
-from latentwire.decoders.constant_prefix import ConstantPrefix, without_prompt_learning
+from latentwire.decoders.constant_prefix import ConstantPrefix, Openings, without_prompt_learning
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
+from latentwire.decoders.head import Head, taken_apart
 from latentwire.decoders.lora import LoraSlots
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
@@ -46,12 +47,29 @@ class Context:
 class Answered:
     """What a decoder says at the supervised positions, in target order."""
 
-    logits: Tensor
-    """[supervised, vocabulary]"""
+    last: Tensor
+    """[supervised, hidden]: the states that ``head`` makes logits of; without it the logits."""
+    head: Head | None
+    """None where the decoder's logits are made by the decoder only."""
     states: Tensor | None = None
     """[layers, supervised, hidden] of the layers that were asked for."""
     prefixes: list[tuple[Tensor, Tensor]] | None = None
     """Where asked for: of each layer keys and values [prefixes, length, kv_heads * head_dim]."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Logits of a position."""
+        return self.last.shape[-1] if self.head is None else self.head.vocabulary
+
+    @property
+    def logits(self) -> Tensor:
+        """All of them at once, [supervised, vocabulary]; made whenever it is asked."""
+        return self.logits_of(slice(0, len(self.last)))
+
+    def logits_of(self, rows: slice) -> Tensor:
+        """Those of some of the positions."""
+        last = self.last[rows]
+        return last if self.head is None else self.head(last)
 
 
 class _Reached(Exception):  # noqa: N818
@@ -90,6 +108,12 @@ class FrozenDecoder:
         self._table = None if ranks is None else ShardedTable(self._embed, ranks)
         self._rotate = rotation_of(self.model)
         self._takes_masks = self._rotate is not None and takes_masks(self.model)
+        # A sharded model's layers are gathered by the forward of the whole only.
+        probe = torch.arange(8, device=self.device) % self.vocabulary
+        self.head = taken_apart(name, self.model, self.embed(probe)) if ranks is None else None
+        """That makes logits of states; None where only the whole model does."""
+        # Ranks that hold a model together must read equally often, whatever each has kept.
+        self._openings = Openings(self._opening, self.constant) if ranks is None else None
 
     @property
     def hidden_size(self) -> int:
@@ -169,7 +193,7 @@ class FrozenDecoder:
     @torch.no_grad()
     def _cache_shape(self) -> CacheShape:
         ids = torch.arange(64, device=self.device)[None] % self.vocabulary
-        output = self.model(inputs_embeds=self.embed(ids), use_cache=True)
+        output = self._through(self.embed(ids), use_cache=True)
         return cache_shape(self.name, output.past_key_values, num_tokens=ids.shape[1])
 
     @torch.no_grad()
@@ -195,12 +219,11 @@ class FrozenDecoder:
 
         handle = transformer_layers(self.model)[layer - 1].register_forward_hook(keep)
         try:
-            self.model(
-                inputs_embeds=embeds,
+            self._through(
+                embeds,
                 attention_mask=self._mask(mask, is_full),
                 # Without a mask and a cache the model looks for packed sequences, on the host.
                 use_cache=bool(is_full),
-                logits_to_keep=1,
             )
         except _Reached:
             pass
@@ -214,11 +237,8 @@ class FrozenDecoder:
     ) -> list[tuple[Tensor, Tensor]]:
         """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
         [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
-        output = self.model(
-            inputs_embeds=self.embed(ids),
-            attention_mask=self._mask(mask, is_full),
-            use_cache=True,
-            logits_to_keep=1,
+        output = self._through(
+            self.embed(ids), attention_mask=self._mask(mask, is_full), use_cache=True
         )
         return at_rest(output.past_key_values, first=0, rotate=self._rotate)
 
@@ -231,27 +251,30 @@ class FrozenDecoder:
             wire: what fills the slots, and is added to the cache there; None for text.
             with_prefixes: keep the prefixes' keys and values.
         """
-        embeds = self.embed(batch.prefix_ids)  # [prefixes, length, hidden]
         lora: Updates = {} if wire is None else wire.lora
+        before, num_read = self.constant, 0
+        if self._openings is not None and not lora:  # with updates its keys are others
+            before, num_read = self._openings.of(batch.constant)
+        soft = batch.prefix_soft[:, num_read:]
+        embeds = self.embed(batch.prefix_ids[:, num_read:])  # [prefixes, length, hidden]
         if wire is not None:
             rows = batch.prefix_soft_row[:, None]
-            vectors = wire.vectors[rows, batch.prefix_soft.clamp(min=0)].to(embeds.dtype)
-            embeds = torch.where((batch.prefix_soft >= 0)[..., None], vectors, embeds)
-        mask, first, past = batch.prefix_mask, 0, {}
-        attention_mask = self._mask(mask, batch.prefix_is_full)
-        if self.constant is not None:
-            first = self.constant.length
-            past = {"past_key_values": self.constant.cache(len(embeds))}
+            vectors = wire.vectors[rows, soft.clamp(min=0)].to(embeds.dtype)
+            embeds = torch.where((soft >= 0)[..., None], vectors, embeds)
+        mask, first, past = batch.prefix_mask[:, num_read:], 0, {}
+        if before is not None:
+            first = before.length
+            past = {"past_key_values": before.cache(len(embeds))}
+        attention_mask = self._mask(mask, batch.prefix_is_full, first=first)
+        if first:
             mask = nn.functional.pad(mask, (first, 0), value=True)
-            attention_mask = mask.long()
         place = torch.arange(first, first + embeds.shape[1], device=embeds.device)
         with self._updated(lora):
-            output = self.model(
-                inputs_embeds=embeds,
+            output = self._through(
+                embeds,
                 attention_mask=attention_mask,
                 position_ids=place.expand(len(embeds), -1),
                 use_cache=True,
-                logits_to_keep=1,
                 **past,
             )
         cache = output.past_key_values
@@ -260,13 +283,31 @@ class FrozenDecoder:
                 cache,
                 wire.added,
                 rows=batch.prefix_soft_row,
-                slots=batch.prefix_soft,
+                slots=soft,
                 first=first,
                 rotate=self._rotate,
             )
-        prefixes = at_rest(cache, first=first, rotate=self._rotate) if with_prefixes else None
+        prefixes = None
+        if with_prefixes:
+            prefixes = at_rest(cache, first=first - num_read, rotate=self._rotate)
         cache.batch_select_indices(batch.prefix_of)
         return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora, prefixes=prefixes)
+
+    @torch.no_grad()
+    def _opening(self, tokens: tuple[int, ...]) -> Any:
+        """A cache of one row with ``tokens`` behind the decoder's own prefix."""
+        embeds = self.embed(torch.tensor([tokens], device=self.device))
+        own = self.constant
+        if own is None:
+            return self._through(embeds, use_cache=True).past_key_values
+        place = torch.arange(own.length, own.length + len(tokens), device=self.device)
+        return self._through(
+            embeds,
+            attention_mask=torch.ones(1, own.length + len(tokens), device=self.device).long(),
+            position_ids=place[None],
+            past_key_values=own.cache(1),
+            use_cache=True,
+        ).past_key_values
 
     def continue_from(
         self,
@@ -289,20 +330,41 @@ class FrozenDecoder:
             logits [rows, kept, vocabulary] at ``columns`` of ``ids``, and of each of ``layers``
             the states [rows, kept, hidden] there.
         """
+        last, states = self._continue_from(context, ids, mask, positions, columns, layers)
+        return last if self.head is None else self.head(last), states
+
+    def _continue_from(
+        self,
+        context: Context,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        columns: Tensor,
+        layers: tuple[int, ...],
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """As ``continue_from``, with what ``Answered.last`` holds in place of logits."""
         context.mask = torch.cat([context.mask, mask], dim=1)
         first = 0 if self.constant is None else self.constant.length
         with self._updated(context.lora):
-            output = self.model(
-                inputs_embeds=self.embed(ids),
+            output = self._through(
+                self.embed(ids),
+                columns,
                 attention_mask=context.mask.long(),
                 position_ids=positions + first,
                 past_key_values=context.cache,
                 use_cache=True,
-                logits_to_keep=columns,
                 output_hidden_states=bool(layers),
             )
         states = tuple(output.hidden_states[layer][:, columns] for layer in layers)
-        return output.logits, states
+        last = output.logits if self.head is None else output.last_hidden_state[:, columns]
+        return last, states
+
+    def _through(self, embeds: Tensor, columns: Tensor | int = 1, **more: Any) -> Any:
+        """One forward of the model, without its head where that is a part by itself; elsewhere
+        with the logits at ``columns``."""
+        if self.head is None:
+            return self.model(inputs_embeds=embeds, logits_to_keep=columns, **more)
+        return self.head.body(inputs_embeds=embeds, **more)
 
     def answer(
         self,
@@ -319,17 +381,18 @@ class FrozenDecoder:
             with_prefixes: the prefixes' keys and values are wanted too.
         """
         context = self.read(batch, wire, with_prefixes=with_prefixes)
-        logits, states = self.continue_from(
+        last, states = self._continue_from(
             context,
             batch.suffix_ids,
             batch.suffix_mask,
             batch.suffix_positions,
             batch.columns,
-            layers=layers,
+            layers,
         )
         kept = [part.flatten(0, 1)[batch.target_index] for part in states]
         return Answered(
-            logits=logits.flatten(0, 1)[batch.target_index],
+            last=last.flatten(0, 1)[batch.target_index],
+            head=self.head,
             states=torch.stack(kept) if kept else None,
             prefixes=context.prefixes,
         )
@@ -338,20 +401,24 @@ class FrozenDecoder:
         """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
         return self.answer(batch, wire).logits
 
-    def _mask(self, mask: Tensor, is_full: bool | None) -> Tensor | None:
-        """A mask [rows, length] of tokens that are read first, as the model is given it.
+    def _mask(self, mask: Tensor, is_full: bool | None, *, first: int = 0) -> Tensor | None:
+        """A mask [rows, length] of tokens that are read, as the model is given it.
 
         From a mask of this form the model makes one of queries and keys, for which it looks, on
         the host, whether anything is padding. Where that is known here, it gets the very mask
         that it would have made; for no padding, none.
+
+        Args:
+            first: positions in the cache before them, which all may look at.
         """
         if is_full is None or not self._takes_masks:
-            return mask.long()
-        if is_full:
+            return nn.functional.pad(mask, (first, 0), value=True).long()
+        if is_full and not first:
             return None
         length = mask.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-        return causal & mask[:, None, None, :]
+        causal = torch.ones(length, first + length, dtype=torch.bool, device=mask.device)
+        seen = nn.functional.pad(mask, (first, 0), value=True)
+        return causal.tril(first) & seen[:, None, None, :]
 
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.decoders.compiled import compile_layers
 from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.quantised import prepare_quantised
@@ -43,6 +44,8 @@ def load_decoder(
         model = load_sharded(name, config, dtype=dtype, device=device, ranks=ranks)
     targets = config.lora.targets if config.lora.rank else None
     decoder = FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets, ranks=ranks)
+    if config.compile:
+        compile_layers(name, model, device=device)
     if config.gradient_checkpointing:
         recompute_layers(name, model, decoder.lora)
     return decoder

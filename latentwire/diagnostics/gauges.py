@@ -18,6 +18,7 @@ from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import broadcast_json, gather_json
 from latentwire.distributed.sharding import ShardedUnit
 from latentwire.objectives import distillation, tokens
+from latentwire.objectives.row_chunks import of_answer, token_scores
 from latentwire.wire.controls import wrong_texts
 
 _BATCH = 24
@@ -152,21 +153,27 @@ def _read_part(
     decoder = job.decoders[name]
     prompt = part.latents_prompt.to(job.device)
     wire = job.inject(name, latents, part)
-    logits = decoder.answer(prompt, wire).logits
-    losses = tokens.token_losses(logits, prompt.targets)
+    said = decoder.answer(prompt, wire)
     if is_wrong:
-        sums["wrong"] += float(losses.sum())
+        sums["wrong"] += float(token_scores(said, prompt.targets)[0].sum())
         return
-    sums["right"] += float(losses.sum())
-    sums["tokens"] += len(losses)
-    sums["examples"] += len(part.examples)
     examples = [batch.examples[index] for index in part.examples]
-    taught = teacher(decoder, job.prompts[name], examples).logits
-    sums["kl"] += float(
-        distillation.kd(logits, taught, temperature=1.0, place=prompt.target_place, positions=0)
-    )
+    taught = teacher(decoder, job.prompts[name], examples)
+
+    def per_row(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        return {
+            "losses": tokens.token_losses(logits, prompt.targets[rows]),
+            "kl": distillation.kd_rows(logits, taught.logits_of(rows), temperature=1.0),
+            "chosen": logits.argmax(-1),
+        }
+
+    found = of_answer(said, per_row)
+    sums["right"] += float(found["losses"].sum())
+    sums["tokens"] += len(found["losses"])
+    sums["examples"] += len(part.examples)
+    sums["kl"] += float(found["kl"].sum())
     is_first = prompt.target_place == 0
-    sums["predicted"] += logits[is_first].argmax(-1).tolist()
+    sums["predicted"] += found["chosen"][is_first].tolist()
     sums["gold"] += prompt.targets[is_first].tolist()
     vectors = _soft_prompt(job, wire.vectors, part).float()
     sums["square"] += float(vectors.square().sum())
@@ -179,12 +186,12 @@ def _teachers_losses(job: Job, examples: Sequence[Example]) -> dict[str, dict[st
     batch = global_batch(_even(job, examples), job.any_prompts)
     for name, part in job.parts(batch):
         own = [batch.examples[index] for index in part.examples]
-        logits = teacher(job.decoders[name], job.prompts[name], own).logits
-        losses = tokens.token_losses(logits, part.latents_prompt.targets.to(job.device))
+        said = teacher(job.decoders[name], job.prompts[name], own)
+        losses, _ = token_scores(said, part.latents_prompt.targets.to(job.device))
         found[name] = {
             "taught": float(losses.sum()),
             "taught_tokens": len(losses),
-            "vocabulary": logits.shape[-1],
+            "vocabulary": said.vocabulary,
             "embedding_rms": job.decoders[name].embedding_rms,
         }
     return found

@@ -12,6 +12,7 @@ from latentwire.decoders.generation import greedy
 from latentwire.distributed.assembly import Job
 from latentwire.evaluation.arms import Arm, TextArm, WireArm
 from latentwire.evaluation.metrics import Prediction
+from latentwire.objectives.row_chunks import of_answer
 from latentwire.objectives.tokens import token_losses
 from latentwire.wire.unit import Injection
 
@@ -79,11 +80,18 @@ def _answers(
         wire=wire,
     )
     answered = answered.to(job.device)
-    logits = decoder.answer_logits(answered, wire)
-    losses = token_losses(logits, answered.targets).cpu()
     starts = answered.target_place == 0
-    best = logits[starts].topk(min(5, logits.shape[-1]), dim=-1).indices
-    hits = (best == answered.targets[starts][:, None]).cpu()
+
+    def per_row(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        targets, first = answered.targets[rows], starts[rows]
+        best = logits[first].topk(min(5, logits.shape[-1]), dim=-1).indices
+        return {
+            "losses": token_losses(logits, targets),
+            "hits": best == targets[first][:, None],
+        }
+
+    found = of_answer(decoder.answer(answered, wire), per_row)
+    losses, hits = found["losses"].cpu(), found["hits"].cpu()
     lengths = answered.target_mask.sum(1).tolist()
     return [
         Read(text=prompts.decode(ids), losses=own.tolist(), first=first, top5=top5)

@@ -14,9 +14,10 @@ from latentwire.data.example import Example
 from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.rewriting import Written, repeated, written_batch
+from latentwire.decoders.frozen import Answered
 from latentwire.distributed.assembly import Job
 from latentwire.evaluation.texts import mean_by_decoder, text_batches
-from latentwire.objectives.tokens import token_losses
+from latentwire.objectives.row_chunks import token_scores
 from latentwire.wire.controls import wrong_texts, zero
 
 ARMS = ("latent", "wrong_wire", "zero_wire", "no_wire")
@@ -84,11 +85,11 @@ def _scores(
             )
             if laid_out is not None:
                 prompt, is_counted = laid_out[0].to(job.device), bool(laid_out[1].any())
-                _add(sums, arm, decoder.answer_logits(prompt, wire), prompt.targets, is_counted)
+                _add(sums, arm, decoder.answer(prompt, wire), prompt.targets, is_counted)
         is_counted = any(text.answer for text in texts)
         if is_counted or is_shared:
             prompt = _bare(prompts, texts).to(job.device)
-            _add(sums, "no_wire", decoder.answer_logits(prompt), prompt.targets, is_counted)
+            _add(sums, "no_wire", decoder.answer(prompt), prompt.targets, is_counted)
     return sums
 
 
@@ -102,9 +103,10 @@ def _bare(prompts: DecoderPrompts, texts: Sequence[Written]) -> PromptBatch:
 
 
 def _add(
-    sums: dict[str, float], arm: str, logits: Tensor, targets: Tensor, is_counted: bool
+    sums: dict[str, float], arm: str, said: Answered, targets: Tensor, is_counted: bool
 ) -> None:
     if not is_counted:
         return
-    sums[f"{arm}/nll"] += float(token_losses(logits, targets).sum())
-    sums[f"{arm}/accuracy"] += int((logits.argmax(-1) == targets).sum())
+    losses, right = token_scores(said, targets)
+    sums[f"{arm}/nll"] += float(losses.sum())
+    sums[f"{arm}/accuracy"] += int(right.sum())

@@ -7,6 +7,14 @@ from latentwire.objectives.precision import cosine, in_float
 from latentwire.objectives.tokens import within
 
 
+def kd_rows(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """``kd`` of each position by itself: logits [n, vocabulary] twice -> [n]."""
+    student_log = F.log_softmax(in_float(student) / temperature, dim=-1)
+    teacher_log = F.log_softmax(in_float(teacher.detach()) / temperature, dim=-1)
+    divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)
+    return divergence * temperature**2
+
+
 def kd(
     student: Tensor,
     teacher: Tensor,
@@ -26,13 +34,11 @@ def kd(
         place: [n], each position's place within its answer, from 0.
         positions: how many of an answer's first positions count; 0 for all, without ``place``.
     """
-    student_log = F.log_softmax(in_float(student) / temperature, dim=-1)
-    teacher_log = F.log_softmax(in_float(teacher.detach()) / temperature, dim=-1)
-    divergence = F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(-1)
+    divergence = kd_rows(student, teacher, temperature=temperature)
     if positions:
         assert place is not None, "only places tell which positions come first"
         divergence = divergence * within(place, positions)
-    return divergence.sum() * temperature**2
+    return divergence.sum()
 
 
 def state(student: Tensor, teacher: Tensor) -> Tensor:

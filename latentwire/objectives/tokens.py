@@ -36,6 +36,6 @@ def within(place: Tensor, positions: int) -> Tensor:
     return place < positions if positions else torch.ones_like(place, dtype=torch.bool)
 
 
-def num_first_right(logits: Tensor, targets: Tensor, place: Tensor) -> Tensor:
-    """How many answers have their first token as the model's own choice."""
-    return ((logits.argmax(-1) == targets) & (place == 0)).sum()
+def is_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """Which targets [n] are the model's own choice: [n], True or False."""
+    return logits.argmax(-1) == targets

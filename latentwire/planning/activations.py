@@ -9,6 +9,7 @@ activations. A trained layer keeps the inputs of its linear layers too.
 from dataclasses import dataclass
 
 from latentwire.config import Config
+from latentwire.objectives.budget import rows_within
 from latentwire.planning.batch import DecoderRead, EncoderRead
 from latentwire.planning.parts import prefix_width
 from latentwire.planning.shapes import ModelShape
@@ -187,7 +188,9 @@ def decoder(
     moment = _moment(shape, max(prefix, suffix), size=size)
     backward = moment + (max(in_prefix, in_suffix) + masks if checkpointed else 0)
     kd = bool(config.objectives.kd) and taught
-    passing, kept, logits_backward = _logits(shape, read, size=size, kd=kd)
+    # A sharded decoder's head is gathered by the forward of the whole only.
+    is_chunked = config.decoders[name].shard == 1
+    passing, kept, logits_backward = _logits(shape, read, size=size, kd=kd, is_chunked=is_chunked)
     return DecoderKept(
         layers=layers,
         cache=cache,
@@ -199,9 +202,22 @@ def decoder(
     )
 
 
-def _logits(shape: ModelShape, read: DecoderRead, *, size: int, kd: bool) -> tuple[int, int, int]:
+def _logits(
+    shape: ModelShape, read: DecoderRead, *, size: int, kd: bool, is_chunked: bool
+) -> tuple[int, int, int]:
     """Bytes at the answers' positions: most in the forward, kept, and most in the backward."""
-    whole = read.supervised * shape.vocab_size
+    rows = read.supervised
+    if is_chunked and rows > (at_a_time := rows_within(shape.vocab_size)):
+        # Each chunk is differentiated in the forward; gradients at the states are kept by loss.
+        forward, kept, backward = _whole_logits(shape, at_a_time, size=size, kd=kd)
+        states = rows * shape.hidden_size
+        kept_states = (1 + kd) * states * size
+        return forward + backward + kept_states, kept_states, 2 * states * FP32
+    return _whole_logits(shape, rows, size=size, kd=kd)
+
+
+def _whole_logits(shape: ModelShape, rows: int, *, size: int, kd: bool) -> tuple[int, int, int]:
+    whole = rows * shape.vocab_size
     logits = whole * size
     cast = 0 if size == FP32 else whole * FP32
     losses = whole * FP32  # the log-softmax that cross-entropy keeps

@@ -20,7 +20,7 @@ from latentwire.data.spans import Spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
 from latentwire.decoders.teacher import read_text
 from latentwire.distributed.assembly import Job
-from latentwire.objectives import alignment, distillation, reconstruction, tokens
+from latentwire.objectives import alignment, distillation, reconstruction, row_chunks, tokens
 from latentwire.wire.unit import Injection
 
 OF_THE_ANSWER = ("tf", "first", "kce")
@@ -90,15 +90,10 @@ def measure(
         layers = config.state_layers or tuple(range(1, decoder.num_layers + 1))
     of_cache = "span" in names and job.config.adapter.use_deep_prefix
     said = decoder.answer(prompt, wire, layers=layers, with_prefixes=of_cache)
-    losses = tokens.token_losses(said.logits, prompt.targets)
-    sums = {
-        "tf": tokens.tf(losses),
-        "first": tokens.first(losses, prompt.target_place),
-        "kce": tokens.kce(losses, prompt.target_place, k=k),
-    }
+    taught: Answered | None = None
     if {"kd", "state"} & set(names):
         taught = read_text(decoder, texts.text_prompt(), layers=layers)
-        sums |= _distilled(said, taught, prompt.target_place, config, names)
+    sums, right = _of_the_answer(said, taught, prompt, config, names, k=k)
     others: dict[str, Callable[[], Tensor]] = {
         "span": lambda: part.span(prompt, said),
         "latent_align": part.latent_align,
@@ -110,33 +105,49 @@ def measure(
     if batch.draws.text_share is not None:
         others["continuation"] = part.continuation
     sums |= {key: take() for key, take in others.items() if key in names}
-    right = tokens.num_first_right(said.logits.detach(), prompt.targets, prompt.target_place)
     return Measured(
         sums=sums, first_right=right, num_tokens=len(prompt.targets), wire=wire, own=own
     )
 
 
-def _distilled(
+def _of_the_answer(
     said: Answered,
-    taught: Answered,
-    place: Tensor,
+    taught: Answered | None,
+    prompt: PromptBatch,
     config: ObjectivesConfig,
     names: Collection[str],
-) -> dict[str, Tensor]:
-    """Those of ``kd`` and ``state`` that are in ``names``; ``place`` is the targets'."""
-    found = {}
+    *,
+    k: int,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What is always measured, and those of ``kd`` and ``state`` that are in ``names``; and how
+    many answers have their first token right."""
+    place = prompt.target_place
+
+    def per_row(logits: Tensor, rows: slice) -> dict[str, Tensor]:
+        targets = prompt.targets[rows]
+        found = {
+            "losses": tokens.token_losses(logits, targets),
+            "right": tokens.is_right(logits.detach(), targets),
+        }
+        if "kd" in names:
+            assert taught is not None
+            found["kd"] = distillation.kd_rows(
+                logits, taught.logits_of(rows), temperature=config.kd_temperature
+            )
+        return found
+
+    found = row_chunks.of_answer(said, per_row)
+    sums = {
+        "tf": tokens.tf(found["losses"]),
+        "first": tokens.first(found["losses"], place),
+        "kce": tokens.kce(found["losses"], place, k=k),
+    }
     if "kd" in names:
-        found["kd"] = distillation.kd(
-            said.logits,
-            taught.logits,
-            temperature=config.kd_temperature,
-            place=place,
-            positions=config.kd_positions,
-        )
+        sums["kd"] = (found["kd"] * tokens.within(place, config.kd_positions)).sum()
     if "state" in names:
-        assert said.states is not None and taught.states is not None
-        found["state"] = distillation.state(said.states, taught.states)
-    return found
+        assert taught is not None and said.states is not None and taught.states is not None
+        sums["state"] = distillation.state(said.states, taught.states)
+    return sums, (found["right"] & (place == 0)).sum()
 
 
 class _Part:
@@ -235,8 +246,8 @@ class _Part:
             return self._wire.vectors.sum()[None] * 0
         prompt = laid_out[0].to(self.job.device)
         weights = laid_out[1].to(self.job.device, non_blocking=True)
-        logits = self._decoder.answer_logits(prompt, self._wire)
-        return tokens.token_losses(logits, prompt.targets) * weights
+        said = self._decoder.answer(prompt, self._wire)
+        return row_chunks.token_scores(said, prompt.targets)[0] * weights
 
     def _soft_prompt(self) -> tuple[Tensor, Tensor]:
         """The adapter's vectors [rows, slots, hidden], and which of them stand for a latent that

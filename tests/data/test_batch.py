@@ -110,4 +110,25 @@ def test_longest_answer_fixes_the_kept_columns_even_with_the_shortest_question()
 
 def test_moving_a_batch_moves_every_tensor() -> None:
     moved = prompt_batch(ROWS, pad=PAD).to(torch.device("meta"))
-    assert all(tensor.device.type == "meta" for tensor in vars(moved).values())
+    tensors = [part for part in vars(moved).values() if isinstance(part, torch.Tensor)]
+    assert len(tensors) == len(vars(moved)) - 1, "all but the constant tokens"
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def test_the_constant_tokens_leave_each_prefix_something_to_read() -> None:
+    def batch(*befores: tuple[tuple[int, ...], int], num_soft: int = 1) -> tuple[int, ...]:
+        rows = [
+            PromptRow(
+                prefix=PrefixRow(before=before, num_constant=count, soft_row=i, num_soft=num_soft),
+                after=(9,),
+                answer=(9,),
+            )
+            for i, (before, count) in enumerate(befores)
+        ]
+        return prompt_batch(rows, pad=PAD).constant
+
+    assert batch(((1, 2, 3), 3), ((1, 2, 3), 3)) == (1, 2, 3)
+    assert batch(((1, 2, 3, 4), 3), ((1, 2, 3, 5), 3)) == (1, 2, 3)
+    assert batch(((1, 2, 3, 4), 2), ((1, 2, 3, 4), 2)) == (1, 2), "what happens to be equal is not"
+    assert batch(((1, 2, 3), 3), ((1, 2, 3), 3), num_soft=0) == (1, 2)
+    assert batch(((), 0), ((), 0)) == ()

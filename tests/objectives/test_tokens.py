@@ -7,8 +7,8 @@ import torch
 
 from latentwire.objectives.tokens import (
     first,
+    is_right,
     kce,
-    num_first_right,
     tf,
     token_losses,
     within,
@@ -42,9 +42,9 @@ def test_counts_are_of_the_positions_summed(positions: int, count: int) -> None:
 
 def test_first_right_counts_answers() -> None:
     # The best tokens are 0, (tie), 1, 2, 0: of the first places only the first is right.
-    assert num_first_right(LOGITS, TARGETS, PLACE) == 1
-    assert num_first_right(LOGITS, torch.tensor([0, 3, 1, 2, 0]), PLACE) == 2
-    assert num_first_right(LOGITS, torch.tensor([1, 0, 1, 1, 0]), PLACE) == 0
+    assert (is_right(LOGITS, TARGETS) & (PLACE == 0)).sum() == 1
+    assert (is_right(LOGITS, torch.tensor([0, 3, 1, 2, 0])) & (PLACE == 0)).sum() == 2
+    assert (is_right(LOGITS, torch.tensor([1, 0, 1, 1, 0])) & (PLACE == 0)).sum() == 0
 
 
 def test_empty_parts_are_zero() -> None:

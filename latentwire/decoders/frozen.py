@@ -218,6 +218,15 @@ class FrozenDecoder:
             wire: what fills the slots, and is added to the cache there; None for text.
             with_prefixes: keep the prefixes' keys and values.
         """
+        context = self.read_prefixes(batch, wire, with_prefixes=with_prefixes)
+        context.cache.batch_select_indices(batch.prefix_of)
+        context.mask = context.mask[batch.prefix_of]
+        return context
+
+    def read_prefixes(
+        self, batch: PromptBatch, wire: Injection | None, *, with_prefixes: bool = False
+    ) -> Context:
+        """What ``read`` computes once for each prefix: a context of one row for each of them."""
         embeds = self.embed(batch.prefix_ids)  # [prefixes, length, hidden]
         lora: Updates = {} if wire is None else wire.lora
         if wire is not None:
@@ -250,8 +259,7 @@ class FrozenDecoder:
                 rotate=self._rotate,
             )
         prefixes = at_rest(cache, first=first, rotate=self._rotate) if with_prefixes else None
-        cache.batch_select_indices(batch.prefix_of)
-        return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora, prefixes=prefixes)
+        return Context(cache=cache, mask=mask, lora=lora, prefixes=prefixes)
 
     def continue_from(
         self,

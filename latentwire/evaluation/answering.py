@@ -1,0 +1,122 @@
+"""A decoder's answers after one reading: what it says of the right answer, and what it writes.
+
+The right answer is read once, after the question, and every token of it is scored. As far as the
+decoder would have written the same, that is its own answer too, written at once; from the first
+token on that it would have chosen otherwise it writes on by itself. This is speculative decoding
+(arXiv 2211.17192) with the right answer as the draft, which under greedy choice changes nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from latentwire.data.batch import PromptBatch
+from latentwire.data.prompts import DecoderPrompts
+from latentwire.decoders.frozen import Context, FrozenDecoder
+from latentwire.decoders.generation import go_on
+from latentwire.objectives.tokens import token_losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """One example's answer."""
+
+    text: str
+    """Generated."""
+    losses: Sequence[float]
+    """Of each token of the first accepted answer and its EOS, in nats."""
+    first: bool
+    """The answer's first token is the most likely one."""
+    top5: bool
+    """It is among the five most likely."""
+
+
+@torch.no_grad()
+def answers(
+    decoder: FrozenDecoder,
+    prompts: DecoderPrompts,
+    batch: PromptBatch,
+    context: Context,
+    *,
+    max_new_tokens: int,
+) -> list[Read]:
+    """Every example's answer. The ranks of a sharded decoder must all call.
+
+    Args:
+        batch: laid out with answers, on the host.
+        context: what the decoder has read of each example up to the suffix. It is spent.
+    """
+    there = batch.to(decoder.device)
+    logits, _ = decoder.continue_from(
+        context, there.suffix_ids, there.suffix_mask, there.suffix_positions, there.columns
+    )
+    said = logits.flatten(0, 1)[there.target_index]  # [supervised, vocabulary]
+    losses = token_losses(said, there.targets).cpu()
+    starts = there.target_place == 0
+    best = said[starts].topk(min(5, said.shape[-1]), dim=-1).indices
+    hits = (best == there.targets[starts][:, None]).cpu()
+    lengths = batch.target_mask.sum(1).tolist()
+    right = [part.tolist() for part in batch.targets.split(lengths)]
+    own = [part.tolist() for part in said.argmax(-1).cpu().split(lengths)]
+    written = _written(
+        decoder, batch, context, right, own, eos=prompts.eos, max_new_tokens=max_new_tokens
+    )
+    return [
+        Read(text=prompts.decode(ids), losses=each.tolist(), first=first, top5=top5)
+        for ids, each, first, top5 in zip(
+            written, losses.split(lengths), hits[:, 0].tolist(), hits.any(1).tolist(), strict=True
+        )
+    ]
+
+
+def _written(
+    decoder: FrozenDecoder,
+    batch: PromptBatch,
+    context: Context,
+    right: Sequence[list[int]],
+    own: Sequence[list[int]],
+    *,
+    eos: int,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """What greedy decoding writes, of which ``context`` has read the right answers.
+
+    Args:
+        own: the decoder's choice in place of each token of ``right``.
+    """
+    length = batch.suffix_ids.shape[1]
+    agreed, first, positions, unread, room = [], [], [], [], []
+    for row, (answer, choice) in enumerate(zip(right, own, strict=True)):
+        place = _num_agreed(answer, choice)
+        agreed.append(answer[:place][:max_new_tokens])
+        is_ended = place == len(answer) or eos in agreed[-1]
+        room.append(0 if is_ended else max(0, max_new_tokens - place))
+        first.append(choice[min(place, len(choice) - 1)])
+        # The suffix ends with the answer, of which the last token is never read.
+        begin = length - (len(answer) - 1)
+        positions.append(int(batch.suffix_positions[row, begin - 1]) + 1 + place)
+        unread.append(begin + place)
+    columns = torch.arange(length)
+    read = batch.suffix_mask & (columns < torch.tensor(unread)[:, None])
+    # What was read of the right answer beyond this point is not the decoder's own.
+    context.mask = torch.cat([context.mask[:, :-length], read.to(context.mask.device)], dim=1)
+    device = context.mask.device
+    more = go_on(
+        decoder,
+        context,
+        torch.tensor(first, device=device),
+        torch.tensor(positions, device=device),
+        rows=[row for row, number in enumerate(room) if number],
+        room=room,
+        eos=eos,
+    )
+    return [[*before, *after] for before, after in zip(agreed, more, strict=True)]
+
+
+def _num_agreed(answer: Sequence[int], choice: Sequence[int]) -> int:
+    """How many tokens the decoder would have chosen too, before the first other one."""
+    for place, (token, chosen) in enumerate(zip(answer, choice, strict=True)):
+        if token != chosen:
+            return place
+    return len(answer)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.decoders.frozen import Context, FrozenDecoder
@@ -67,6 +68,36 @@ def _layer(layer: Any, index: Tensor | None, *, end: int | None) -> Any:
     return own
 
 
+def joined(contexts: Sequence[Context]) -> Context:
+    """One context of all their rows; every layer must be of full attention.
+
+    A shorter one gets positions at its front that nobody attends to.
+
+    Raises:
+        AssertionError: they are read with updates of linear layers, which may differ.
+    """
+    assert not any(context.lora for context in contexts)
+    if len(contexts) == 1:
+        return contexts[0]
+    length = max(context.mask.shape[1] for context in contexts)
+    missing = [length - context.mask.shape[1] for context in contexts]
+    masks = [pad(c.mask, (more, 0), value=False) for c, more in zip(contexts, missing, strict=True)]
+    cache = copy.copy(contexts[0].cache)
+    cache.layers = []
+    for layers in zip(*(context.cache.layers for context in contexts), strict=True):
+        own = copy.copy(layers[0])
+        parts = list(zip(layers, missing, strict=True))
+        own.keys = torch.cat([pad(layer.keys, (0, 0, more, 0)) for layer, more in parts])
+        own.values = torch.cat([pad(layer.values, (0, 0, more, 0)) for layer, more in parts])
+        cache.layers.append(own)
+    return Context(cache=cache, mask=torch.cat(masks), lora={})
+
+
+def is_plain(context: Context) -> bool:
+    """Whether every layer's memory is a row of positions, as full attention has it."""
+    return all(type(layer) is DynamicLayer for layer in context.cache.layers)
+
+
 def has_leading_parts(decoder: FrozenDecoder, context: Context) -> bool:
     """Whether a leading part of ``context`` is what the decoder would have read of it alone.
 
@@ -74,6 +105,4 @@ def has_leading_parts(decoder: FrozenDecoder, context: Context) -> bool:
     where the length of a text turns its keys.
     """
     kinds = {getattr(module, "rope_type", "default") for module in decoder.model.modules()}
-    return kinds.isdisjoint(_LENGTH_DEPENDENT) and all(
-        type(layer) is DynamicLayer for layer in context.cache.layers
-    )
+    return kinds.isdisjoint(_LENGTH_DEPENDENT) and is_plain(context)

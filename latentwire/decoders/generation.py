@@ -1,12 +1,13 @@
 """Batched greedy decoding after a prefix of text or wire."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from latentwire.data.batch import PromptBatch
-from latentwire.decoders.contexts import selected
+from latentwire.decoders.contexts import is_plain, joined, selected
 from latentwire.decoders.frozen import Context, FrozenDecoder
 from latentwire.wire.unit import Injection
 
@@ -103,3 +104,86 @@ def go_on(
                 written[row].append(token)
         open_rows = [row for row in open_rows if is_open(row)]
     return written
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """Rows that are to be written on, and where what they write goes."""
+
+    context: Context
+    tokens: Tensor
+    positions: Tensor
+    room: list[int]
+    written: list[list[int]]
+
+
+class Writers:
+    """Rows of several contexts that write on together: a step costs little more for many rows than
+    for the few of one context that have not ended.
+
+    They wait until together they are as large as the largest context they come from, so that the
+    caches of no more than two such contexts are there at once.
+    """
+
+    def __init__(self, decoder: FrozenDecoder, *, eos: int) -> None:
+        self._decoder, self._eos = decoder, eos
+        self._waiting: list[_Waiting] = []
+        self._most = 0
+
+    def add(
+        self,
+        context: Context,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        rows: Sequence[int],
+        room: Sequence[int],
+    ) -> list[list[int]]:
+        """Arguments and result as those of ``go_on``; the result is filled by ``finish``."""
+        if self._decoder.ranks is not None or context.lora or not is_plain(context):
+            return go_on(
+                self._decoder, context, tokens, positions, rows=rows, room=room, eos=self._eos
+            )
+        self._most = max(self._most, context.mask.numel())
+        written: list[list[int]] = [[] for _ in room]
+        if not rows:
+            return written
+        columns = context.mask.shape[1]
+        number = sum(len(each.room) for each in self._waiting) + len(rows)
+        longest = max([columns, *(each.context.mask.shape[1] for each in self._waiting)])
+        if number * longest > self._most:
+            self.finish()
+        index = torch.tensor(rows, device=tokens.device)
+        self._waiting.append(
+            _Waiting(
+                context=selected(context, rows),
+                tokens=tokens[index],
+                positions=positions[index],
+                room=[room[row] for row in rows],
+                written=[written[row] for row in rows],
+            )
+        )
+        return written
+
+    def finish(self) -> None:
+        """Writes what waits."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        room = [number for each in waiting for number in each.room]
+        context = joined([each.context for each in waiting])
+        tokens = torch.cat([each.tokens for each in waiting])
+        positions = torch.cat([each.positions for each in waiting])
+        into = [row for each in waiting for row in each.written]
+        waiting.clear()  # and with it the contexts that were joined
+        found = go_on(
+            self._decoder,
+            context,
+            tokens,
+            positions,
+            rows=range(len(room)),
+            room=room,
+            eos=self._eos,
+        )
+        for row, ids in zip(into, found, strict=True):
+            row.extend(ids)

@@ -14,7 +14,7 @@ import torch
 from latentwire.data.batch import PromptBatch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.decoders.frozen import Context, FrozenDecoder
-from latentwire.decoders.generation import go_on
+from latentwire.decoders.generation import Writers
 from latentwire.objectives.tokens import token_losses
 
 
@@ -32,20 +32,44 @@ class Read:
     """It is among the five most likely."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Every example's answer, of which the last tokens may not be written yet."""
+
+    losses: Sequence[Sequence[float]]
+    first: Sequence[bool]
+    top5: Sequence[bool]
+    agreed: Sequence[list[int]]
+    """What the decoder would have written just as it is in the right answer."""
+    further: Sequence[list[int]]
+    """What it writes after that; there when the writers have finished."""
+
+    def reads(self, prompts: DecoderPrompts) -> list[Read]:
+        """To be asked for when the writers have finished."""
+        return [
+            Read(text=prompts.decode([*agreed, *further]), losses=losses, first=first, top5=top5)
+            for agreed, further, losses, first, top5 in zip(
+                self.agreed, self.further, self.losses, self.first, self.top5, strict=True
+            )
+        ]
+
+
 @torch.no_grad()
 def answers(
     decoder: FrozenDecoder,
-    prompts: DecoderPrompts,
     batch: PromptBatch,
     context: Context,
+    writers: Writers,
     *,
+    eos: int,
     max_new_tokens: int,
-) -> list[Read]:
+) -> Answers:
     """Every example's answer. The ranks of a sharded decoder must all call.
 
     Args:
         batch: laid out with answers, on the host.
         context: what the decoder has read of each example up to the suffix. It is spent.
+        writers: of the same decoder.
     """
     there = batch.to(decoder.device)
     logits, _ = decoder.continue_from(
@@ -59,28 +83,30 @@ def answers(
     lengths = batch.target_mask.sum(1).tolist()
     right = [part.tolist() for part in batch.targets.split(lengths)]
     own = [part.tolist() for part in said.argmax(-1).cpu().split(lengths)]
-    written = _written(
-        decoder, batch, context, right, own, eos=prompts.eos, max_new_tokens=max_new_tokens
+    agreed, further = _written(
+        batch, context, writers, right, own, eos=eos, max_new_tokens=max_new_tokens
     )
-    return [
-        Read(text=prompts.decode(ids), losses=each.tolist(), first=first, top5=top5)
-        for ids, each, first, top5 in zip(
-            written, losses.split(lengths), hits[:, 0].tolist(), hits.any(1).tolist(), strict=True
-        )
-    ]
+    return Answers(
+        losses=[each.tolist() for each in losses.split(lengths)],
+        first=hits[:, 0].tolist(),
+        top5=hits.any(1).tolist(),
+        agreed=agreed,
+        further=further,
+    )
 
 
 def _written(
-    decoder: FrozenDecoder,
     batch: PromptBatch,
     context: Context,
+    writers: Writers,
     right: Sequence[list[int]],
     own: Sequence[list[int]],
     *,
     eos: int,
     max_new_tokens: int,
-) -> list[list[int]]:
-    """What greedy decoding writes, of which ``context`` has read the right answers.
+) -> tuple[list[list[int]], list[list[int]]]:
+    """What greedy decoding writes where ``context`` has read the right answers: up to the first
+    token that is another one, and from there on.
 
     Args:
         own: the decoder's choice in place of each token of ``right``.
@@ -102,16 +128,14 @@ def _written(
     # What was read of the right answer beyond this point is not the decoder's own.
     context.mask = torch.cat([context.mask[:, :-length], read.to(context.mask.device)], dim=1)
     device = context.mask.device
-    more = go_on(
-        decoder,
+    further = writers.add(
         context,
         torch.tensor(first, device=device),
         torch.tensor(positions, device=device),
         rows=[row for row, number in enumerate(room) if number],
         room=room,
-        eos=eos,
     )
-    return [[*before, *after] for before, after in zip(agreed, more, strict=True)]
+    return agreed, further
 
 
 def _num_agreed(answer: Sequence[int], choice: Sequence[int]) -> int:

@@ -5,19 +5,24 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, decoder_batch, text_batch
 from latentwire.data.prompts import PromptTokens
 from latentwire.decoders.contexts import has_leading_parts, selected
+from latentwire.decoders.frozen import Context
+from latentwire.decoders.generation import Writers
 from latentwire.distributed.assembly import Job
-from latentwire.evaluation.answering import Read, answers
+from latentwire.evaluation.answering import Answers, Read, answers
 from latentwire.evaluation.arms import Arm, TextArm, WireArm
 from latentwire.evaluation.metrics import Prediction
 
 _BF16_BYTES = 2
 
 
-def read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor) -> list[Read]:
+def read_wire(
+    job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor, writers: Writers
+) -> Answers:
     """This rank's part of the batch, read from its wires."""
     group, prompts = job.groups.decoder(name), job.prompts[name]
     decoder = job.decoders[name]
@@ -28,8 +33,20 @@ def read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Te
     own = decoder_batch(batch, prompts, job.tokenizer, part=group.rank, num_parts=group.size)
     wire = job.inject(name, latents, own)
     context = decoder.read(own.latents_prompt.to(job.device), wire)
-    max_new_tokens = job.config.eval.max_new_tokens
-    return answers(decoder, prompts, own.latents_prompt, context, max_new_tokens=max_new_tokens)
+    return _answers(job, name, own.latents_prompt, context, writers)
+
+
+def _answers(
+    job: Job, name: str, batch: PromptBatch, context: Context, writers: Writers
+) -> Answers:
+    return answers(
+        job.decoders[name],
+        batch,
+        context,
+        writers,
+        eos=job.prompts[name].eos,
+        max_new_tokens=job.config.eval.max_new_tokens,
+    )
 
 
 def _alike(job: Job, batch: GlobalBatch) -> GlobalBatch:
@@ -40,8 +57,8 @@ def _alike(job: Job, batch: GlobalBatch) -> GlobalBatch:
 
 
 def read_texts(
-    job: Job, name: str, arms: Sequence[TextArm], examples: Sequence[Example]
-) -> dict[str, list[Read]]:
+    job: Job, name: str, arms: Sequence[TextArm], examples: Sequence[Example], writers: Writers
+) -> dict[str, Answers]:
     """This rank's part of the batch, read from text: by arm, example by example.
 
     The longest prompt of each example is read once; of an arm whose prompts begin as those do, only
@@ -72,9 +89,7 @@ def read_texts(
             )
         else:
             context = decoder.read(own.to(job.device), None)
-        found[arm] = answers(
-            decoder, prompts, own, context, max_new_tokens=job.config.eval.max_new_tokens
-        )
+        found[arm] = _answers(job, name, own, context, writers)
     return found
 
 

@@ -12,6 +12,7 @@ from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, global_batch
 from latentwire.data.sampler import Sampler
 from latentwire.data.sources import DataSource
+from latentwire.decoders.generation import Writers
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import gather_json
 from latentwire.distributed.topology import eval_batch_size
@@ -177,9 +178,14 @@ def _predict(
         part = range(group.rank * size, (group.rank + 1) * size)
         # What fills up the last batch repeats an index and is not counted.
         counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
-        read = read_texts(job, name, text_arms, examples[part.start : part.stop])
+        writers = Writers(job.decoders[name], eos=job.prompts[name].eos)
+        answers = read_texts(job, name, text_arms, examples[part.start : part.stop], writers)
         for arm in wire_arms:
-            read[arm.name] = read_wire(job, name, arm, *wires[arm.wrong, arm.ratio])
+            answers[arm.name] = read_wire(
+                job, name, arm, *wires[arm.wrong, arm.ratio], writers=writers
+            )
+        writers.finish()
+        read = {arm: each.reads(job.prompts[name]) for arm, each in answers.items()}
         found += [
             prediction(
                 job,

@@ -15,7 +15,7 @@ from latentwire import config_file
 from latentwire.data.example import Example
 from latentwire.data.loader import decoder_batch, global_batch, text_batch
 from latentwire.decoders.frozen import FrozenDecoder
-from latentwire.decoders.generation import greedy
+from latentwire.decoders.generation import Writers, greedy
 from latentwire.evaluation.answering import answers
 from latentwire.evaluation.arms import ARMS, TextArm, WireArm, arms_of, names
 from latentwire.evaluation.runner import by_length, evaluate
@@ -167,7 +167,10 @@ def test_the_right_answer_is_a_draft_that_changes_nothing(
         ]
         batch = text_batch(tokens, pad=prompts.pad)
         context = decoder.read(batch, None)
-        found = answers(decoder, prompts, batch, context, max_new_tokens=max_new_tokens)
+        writers = Writers(decoder, eos=eos)
+        said = answers(decoder, batch, context, writers, eos=eos, max_new_tokens=max_new_tokens)
+        writers.finish()
+        found = said.reads(prompts)
         assert [read.text for read in found] == wanted, agreed
         losses = token_losses(decoder.answer_logits(batch), batch.targets)
         assert [len(read.losses) for read in found] == [len(each.answer) for each in tokens]

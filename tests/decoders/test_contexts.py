@@ -16,7 +16,7 @@ from latentwire.data.prompts import DecoderPrompts, PromptTokens
 from latentwire.decoders.constant_prefix import ConstantPrefix
 from latentwire.decoders.contexts import has_leading_parts, selected
 from latentwire.decoders.frozen import Context, FrozenDecoder
-from latentwire.decoders.generation import go_on
+from latentwire.decoders.generation import Writers, go_on, greedy
 from latentwire.decoders.loading import load_decoder
 
 CPU = torch.device("cpu")
@@ -89,6 +89,10 @@ def test_a_layer_that_writes_in_place_is_copied() -> None:
     own = selected(context, [0, 1])
     own.cache.update(torch.ones(2, 1, 1, 4), torch.ones(2, 1, 1, 4), 0)
     assert own.cache.layers[0].keys.sum() > 0 and layer.keys.sum() == 0
+
+
+class _OfAnotherKind(DynamicLayer):
+    """Of which nothing is known."""
 
 
 @pytest.mark.parametrize("with_constant", [False, True])
@@ -175,3 +179,66 @@ def test_rows_that_end_are_dropped_and_change_nothing(
     assert widths == [3] + [2] * 4 + [1] * 3
     assert written([0, 1, 2], [2], room) == [[], [], alone[2]]
     assert widths == [1] * 8
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+@torch.no_grad()
+def test_contexts_of_several_lengths_are_written_on_together(
+    is_plain: bool, decoder: FrozenDecoder, prompts: DecoderPrompts
+) -> None:
+    full = [prompts.text(example) for example in EXAMPLES]
+    short = [cut(tokens, length) for tokens, length in zip(full, CUTS, strict=True)]
+    steps: list[int] = []
+    plain = decoder.continue_from
+
+    def counted(context: Context, ids: Tensor, *more: Any, **others: Any) -> Any:
+        if ids.shape[1] == 1:
+            steps.append(len(ids))
+        return plain(context, ids, *more, **others)
+
+    decoder.continue_from = counted  # type: ignore[method-assign]
+    writers = Writers(decoder, eos=-1)
+    found, expected = [], []
+    # Largest first: the contexts after it wait for each other as long as they are no larger.
+    for tokens, writing, room in ((full, [1], 3), (short, [0, 2], 5), (short, [], 5)):
+        own = text_batch(tokens, pad=prompts.pad, answers=False)
+        expected += [
+            greedy(decoder, own, eos=-1, max_new_tokens=room)[row].tolist() for row in writing
+        ]
+        context = decoder.read(own, None)
+        logits, _ = decoder.continue_from(
+            context, own.suffix_ids, own.suffix_mask, own.suffix_positions, own.columns
+        )
+        if not is_plain:
+            for layer in context.cache.layers:
+                layer.__class__ = _OfAnotherKind
+        steps.clear()
+        first, place = logits[:, -1].argmax(-1), own.suffix_positions[:, -1] + 1
+        written = writers.add(context, first, place, rows=writing, room=[room] * 3)
+        assert [len(row) > 0 for row in written] == [
+            not is_plain and r in writing for r in range(3)
+        ]
+        found.append((written, writing))
+    assert not is_plain or not steps
+    writers.finish()
+    assert [written[row] for written, writing in found for row in writing] == expected
+    assert not is_plain or steps == [3, 3, 2, 2]
+    writers.finish()
+    assert [written[row] for written, writing in found for row in writing] == expected
+
+
+@torch.no_grad()
+def test_what_waits_is_no_larger_than_the_largest_context(
+    decoder: FrozenDecoder, prompts: DecoderPrompts
+) -> None:
+    own = text_batch([prompts.text(example) for example in EXAMPLES], pad=prompts.pad)
+    writers = Writers(decoder, eos=-1)
+    found = []
+    for _ in range(3):
+        context = decoder.read(own, None)
+        tokens, place = torch.tensor([5, 6, 7]), own.suffix_positions[:, 0]
+        found.append(writers.add(context, tokens, place, rows=[0, 1], room=[2, 2, 2]))
+    # Two rows of three wait; two more are too many for the place of three.
+    assert [[len(row) for row in written] for written in found] == [[2, 2, 0], [2, 2, 0], [0, 0, 0]]
+    writers.finish()
+    assert found[0] == found[1] == found[2]

@@ -312,6 +312,12 @@ class FrozenDecoder:
             with_prefixes: the prefixes' keys and values are wanted too.
         """
         context = self.read(batch, wire, with_prefixes=with_prefixes)
+        return self.answer_from(context, batch, layers=layers)
+
+    def answer_from(
+        self, context: Context, batch: PromptBatch, *, layers: tuple[int, ...] = ()
+    ) -> Answered:
+        """As ``answer``, after ``context``, which holds what was read of each example's prefix."""
         logits, states = self.continue_from(
             context,
             batch.suffix_ids,

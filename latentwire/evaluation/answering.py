@@ -72,10 +72,7 @@ def answers(
         writers: of the same decoder.
     """
     there = batch.to(decoder.device)
-    logits, _ = decoder.continue_from(
-        context, there.suffix_ids, there.suffix_mask, there.suffix_positions, there.columns
-    )
-    said = logits.flatten(0, 1)[there.target_index]  # [supervised, vocabulary]
+    said = decoder.answer_from(context, there).logits
     losses = token_losses(said, there.targets).cpu()
     starts = there.target_place == 0
     best = said[starts].topk(min(5, said.shape[-1]), dim=-1).indices

@@ -251,6 +251,15 @@ class FrozenDecoder:
             wire: what fills the slots, and is added to the cache there; None for text.
             with_prefixes: keep the prefixes' keys and values.
         """
+        context = self.read_prefixes(batch, wire, with_prefixes=with_prefixes)
+        context.cache.batch_select_indices(batch.prefix_of)
+        context.mask = context.mask[batch.prefix_of]
+        return context
+
+    def read_prefixes(
+        self, batch: PromptBatch, wire: Injection | None, *, with_prefixes: bool = False
+    ) -> Context:
+        """What ``read`` computes once for each prefix: a context of one row for each of them."""
         lora: Updates = {} if wire is None else wire.lora
         before, num_read = self.constant, 0
         if self._openings is not None and not lora:  # with updates its keys are others
@@ -290,8 +299,7 @@ class FrozenDecoder:
         prefixes = None
         if with_prefixes:
             prefixes = at_rest(cache, first=first - num_read, rotate=self._rotate)
-        cache.batch_select_indices(batch.prefix_of)
-        return Context(cache=cache, mask=mask[batch.prefix_of], lora=lora, prefixes=prefixes)
+        return Context(cache=cache, mask=mask, lora=lora, prefixes=prefixes)
 
     @torch.no_grad()
     def _opening(self, tokens: tuple[int, ...]) -> Any:
@@ -381,6 +389,12 @@ class FrozenDecoder:
             with_prefixes: the prefixes' keys and values are wanted too.
         """
         context = self.read(batch, wire, with_prefixes=with_prefixes)
+        return self.answer_from(context, batch, layers=layers)
+
+    def answer_from(
+        self, context: Context, batch: PromptBatch, *, layers: tuple[int, ...] = ()
+    ) -> Answered:
+        """As ``answer``, after ``context``, which holds what was read of each example's prefix."""
         last, states = self._continue_from(
             context,
             batch.suffix_ids,

@@ -32,6 +32,8 @@ class WireArm:
     """Read the wire of a different document."""
     change: Callable[[Tensor], Tensor] | None = None
     """Applied to the latents."""
+    is_alike: bool = False
+    """What is changed says the same of every text that has as many latents."""
     ratio: int | None = None
     """Encoder tokens per latent; None is the configuration's own."""
 
@@ -51,7 +53,7 @@ _TRUNCATED = TextArm(
     prompt=lambda prompts, example, positions: prompts.truncated(example, positions),
 )
 _WRONG = WireArm(name="wrong_wire", wrong=True)
-_ZERO = WireArm(name="zero_wire", change=zero)
+_ZERO = WireArm(name="zero_wire", change=zero, is_alike=True)
 
 ARMS: tuple[Arm, ...] = (
     TextArm(name="text", prompt=lambda prompts, example, _: prompts.text(example)),

@@ -1,108 +1,115 @@
-"""What one decoder makes of one batch under one arm."""
+"""What one decoder makes of one batch under each arm."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from torch import Tensor
 
 from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, decoder_batch, text_batch
-from latentwire.decoders.generation import greedy
+from latentwire.data.prompts import PromptTokens
+from latentwire.decoders.contexts import has_leading_parts, selected
+from latentwire.decoders.frozen import Context
+from latentwire.decoders.generation import Writers
 from latentwire.distributed.assembly import Job
+from latentwire.evaluation.answering import Answers, Read, answers
 from latentwire.evaluation.arms import Arm, TextArm, WireArm
 from latentwire.evaluation.metrics import Prediction
-from latentwire.objectives.row_chunks import of_answer
-from latentwire.objectives.tokens import token_losses
-from latentwire.wire.unit import Injection
 
 _BF16_BYTES = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Read:
-    """One example's answer."""
-
-    text: str
-    """Generated."""
-    losses: Sequence[float]
-    """Of each token of the first accepted answer and its EOS, in nats."""
-    first: bool
-    """The answer's first token is the most likely one."""
-    top5: bool
-    """It is among the five most likely."""
-
-
-def read_wire(job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor) -> list[Read]:
+def read_wire(
+    job: Job, name: str, arm: WireArm, batch: GlobalBatch, latents: Tensor, writers: Writers
+) -> Answers:
     """This rank's part of the batch, read from its wires."""
     group, prompts = job.groups.decoder(name), job.prompts[name]
-    asked, answered = (
-        decoder_batch(
-            batch,
-            prompts,
-            job.tokenizer,
-            part=group.rank,
-            num_parts=group.size,
-            answers=answers,
-        )
-        for answers in (False, True)
-    )
+    decoder = job.decoders[name]
     if arm.change is not None:
         latents = arm.change(latents)
-    wire = job.inject(name, latents, asked)
-    return _answers(job, name, asked.latents_prompt, answered.latents_prompt, wire)
-
-
-def read_text(job: Job, name: str, arm: TextArm, batch: GlobalBatch, part: range) -> list[Read]:
-    """This rank's part of the batch, read from text."""
-    prompts = job.prompts[name]
-    tokens = [
-        arm.prompt(
-            prompts,
-            batch.examples[i],
-            job.tokenizer.num_positions(batch.texts[batch.text_of[i]], arm.ratio),
-        )
-        for i in part
-    ]
-    asked = text_batch(tokens, pad=prompts.pad, answers=False)
-    return _answers(job, name, asked, text_batch(tokens, pad=prompts.pad), None)
+    if arm.is_alike:
+        batch = _alike(job, batch)
+    own = decoder_batch(batch, prompts, job.tokenizer, part=group.rank, num_parts=group.size)
+    wire = job.inject(name, latents, own)
+    context = decoder.read(own.latents_prompt.to(job.device), wire)
+    return _answers(job, name, own.latents_prompt, context, writers)
 
 
 def _answers(
-    job: Job, name: str, asked: PromptBatch, answered: PromptBatch, wire: Injection | None
-) -> list[Read]:
-    decoder, prompts = job.decoders[name], job.prompts[name]
-    generated = greedy(
-        decoder,
-        asked.to(job.device),
-        eos=prompts.eos,
+    job: Job, name: str, batch: PromptBatch, context: Context, writers: Writers
+) -> Answers:
+    return answers(
+        job.decoders[name],
+        batch,
+        context,
+        writers,
+        eos=job.prompts[name].eos,
         max_new_tokens=job.config.eval.max_new_tokens,
-        wire=wire,
     )
-    answered = answered.to(job.device)
-    starts = answered.target_place == 0
 
-    def per_row(logits: Tensor, rows: slice) -> dict[str, Tensor]:
-        targets, first = answered.targets[rows], starts[rows]
-        best = logits[first].topk(min(5, logits.shape[-1]), dim=-1).indices
-        return {
-            "losses": token_losses(logits, targets),
-            "hits": best == targets[first][:, None],
-        }
 
-    found = of_answer(decoder.answer(answered, wire), per_row)
-    losses, hits = found["losses"].cpu(), found["hits"].cpu()
-    lengths = answered.target_mask.sum(1).tolist()
-    return [
-        Read(text=prompts.decode(ids), losses=own.tolist(), first=first, top5=top5)
-        for ids, own, first, top5 in zip(
-            generated.tolist(),
-            losses.split(lengths),
-            hits[:, 0].tolist(),
-            hits.any(1).tolist(),
-            strict=True,
-        )
-    ]
+def _alike(job: Job, batch: GlobalBatch) -> GlobalBatch:
+    """The batch with one wire for all texts that have as many latents."""
+    pairs = zip(batch.texts, batch.ratios, strict=True)
+    counts = [job.tokenizer.num_latents(text, ratio) for text, ratio in pairs]
+    return replace(batch, text_of=tuple(counts.index(counts[text]) for text in batch.text_of))
+
+
+def read_texts(
+    job: Job, name: str, arms: Sequence[TextArm], examples: Sequence[Example], writers: Writers
+) -> dict[str, Answers]:
+    """This rank's part of the batch, read from text: by arm, example by example.
+
+    The longest prompt of each example is read once; of an arm whose prompts begin as those do, only
+    what comes after the slot is read beside it.
+    """
+    if not arms:
+        return {}
+    decoder, prompts = job.decoders[name], job.prompts[name]
+    by_arm = {arm.name: [_prompt(job, name, arm, each) for each in examples] for arm in arms}
+    longest = [max(each, key=_length) for each in zip(*by_arm.values(), strict=True)]
+    batch = text_batch(longest, pad=prompts.pad)
+    whole = decoder.read_prefixes(batch.to(job.device), None)
+    has_parts = has_leading_parts(decoder, whole)
+    rows = batch.prefix_of.tolist()
+    found = {}
+    for arm, tokens in by_arm.items():
+        own = text_batch(tokens, pad=prompts.pad)
+        pairs = list(zip(tokens, longest, strict=True))
+        is_same = all(_before_question(part) == _before_question(full) for part, full in pairs)
+        is_leading = all(_is_leading(part, full) for part, full in pairs)
+        # The ranks of a sharded decoder read as often as each other.
+        if decoder.all_agree(is_same or (has_parts and is_leading)):
+            context = selected(
+                whole,
+                rows,
+                lengths=None if is_same else [_length(part) for part in tokens],
+                first=0 if decoder.constant is None else decoder.constant.length,
+            )
+        else:
+            context = decoder.read(own.to(job.device), None)
+        found[arm] = _answers(job, name, own, context, writers)
+    return found
+
+
+def _prompt(job: Job, name: str, arm: TextArm, example: Example) -> PromptTokens:
+    prompts = job.prompts[name]
+    text = prompts.slot_text(example)
+    return arm.prompt(prompts, example, job.tokenizer.num_positions(text, arm.ratio))
+
+
+def _before_question(tokens: PromptTokens) -> tuple[int, ...]:
+    return tokens.before + tokens.slot
+
+
+def _length(tokens: PromptTokens) -> int:
+    return len(tokens.before) + len(tokens.slot)
+
+
+def _is_leading(part: PromptTokens, full: PromptTokens) -> bool:
+    """Token by token."""
+    return _before_question(full)[: _length(part)] == _before_question(part)
 
 
 def prediction(

@@ -1,7 +1,7 @@
 """An evaluation: arms on every decoder over held-out examples, on all ranks together."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,13 @@ from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, global_batch
 from latentwire.data.sampler import Sampler
 from latentwire.data.sources import DataSource
+from latentwire.decoders.generation import Writers
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import gather_json
 from latentwire.distributed.topology import eval_batch_size
-from latentwire.evaluation.arms import ARMS, Arm, WireArm, names
+from latentwire.evaluation.arms import ARMS, Arm, TextArm, WireArm, names
 from latentwire.evaluation.metrics import Prediction, summarize
-from latentwire.evaluation.reading import prediction, read_text, read_wire
+from latentwire.evaluation.reading import prediction, read_texts, read_wire
 from latentwire.wire.controls import wrong_texts
 
 
@@ -107,9 +108,56 @@ def _batches(
 ) -> Iterator[tuple[list[int], tuple[Example, ...]]]:
     """Equal batches; the last is filled up with its final example, whose index then repeats."""
     size = eval_batch_size(job.groups.topology, job.config.eval.batch_size)
-    for start in range(0, len(examples), size):
-        indices = [min(index, len(examples) - 1) for index in range(start, start + size)]
+    order = by_length(job, examples)
+    for start in range(0, len(order), size):
+        indices = [order[min(place, len(order) - 1)] for place in range(start, start + size)]
         yield indices, tuple(examples[index] for index in indices)
+
+
+def by_length(job: Job, examples: Sequence[Example]) -> list[int]:
+    """The examples' indices by the length of their texts, so that batches have little padding: the
+    same on every rank and in every layout.
+
+    The longest come first: what does not fit shows at once. Questions on one text stay together.
+    """
+    texts = [job.any_prompts.slot_text(example) for example in examples]
+    first = {text: index for index, text in reversed(list(enumerate(texts)))}
+    length = {text: len(job.tokenizer.ids(text)) for text in first}
+    return sorted(range(len(texts)), key=lambda i: (-length[texts[i]], first[texts[i]], i))
+
+
+Wires = dict[tuple[bool, int | None], tuple[GlobalBatch, Tensor]]
+"""By whether they are wrong ones and by ratio: the batch with its latents."""
+
+
+def _wires(
+    job: Job, examples: Sequence[Example], arms: Sequence[WireArm], wrong: dict[str, str]
+) -> Wires:
+    """Every wire that the arms read. A text is encoded once, whatever the number of its ratios."""
+    found: Wires = {}
+    for is_wrong in (False, True):
+        ratios = list(dict.fromkeys(arm.ratio for arm in arms if arm.wrong == is_wrong))
+        if not ratios:
+            continue
+        replaced = wrong if is_wrong else None
+        batches = [
+            global_batch(examples, job.any_prompts, replace=replaced, ratio=ratio)
+            for ratio in ratios
+        ]
+        # A text's wires stand side by side, so that one rank makes all or most of them.
+        texts = batches[0].texts
+        every = replace(
+            batches[0],
+            examples=(),
+            text_of=(),
+            texts=tuple(text for text in texts for _ in ratios),
+            ratios=tuple(ratios) * len(texts),
+            kept=("",) * (len(texts) * len(ratios)),
+        )
+        latents = job.latents(every)[: len(every.texts)]
+        for place, (ratio, batch) in enumerate(zip(ratios, batches, strict=True)):
+            found[is_wrong, ratio] = (batch, latents[place :: len(ratios)])
+    return found
 
 
 def _predict(
@@ -120,15 +168,9 @@ def _predict(
     wrong: dict[str, str],
     documents: dict[str, int],
 ) -> list[Prediction]:
-    wires: dict[tuple[bool, int | None], tuple[GlobalBatch, Tensor]] = {}
-    for arm in arms:
-        # Text that is cut to a wire's length asks for the wire's, too.
-        key = (_is_wrong(arm), arm.ratio)
-        if key not in wires:
-            is_wrong, ratio = key
-            replace = wrong if is_wrong else None
-            batch = global_batch(examples, job.any_prompts, replace=replace, ratio=ratio)
-            wires[key] = (batch, job.latents(batch))
+    wire_arms = [arm for arm in arms if isinstance(arm, WireArm)]
+    text_arms = [arm for arm in arms if isinstance(arm, TextArm)]
+    wires = _wires(job, examples, wire_arms, wrong)
     found = []
     for name in job.decoders:
         group = job.groups.decoder(name)
@@ -136,21 +178,25 @@ def _predict(
         part = range(group.rank * size, (group.rank + 1) * size)
         # What fills up the last batch repeats an index and is not counted.
         counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
-        for arm in arms:
-            if isinstance(arm, WireArm):
-                read = read_wire(job, name, arm, *wires[arm.wrong, arm.ratio])
-            else:
-                read = read_text(job, name, arm, wires[False, arm.ratio][0], part)
-            found += [
-                prediction(
-                    job,
-                    name,
-                    arm,
-                    read[i - part.start],
-                    index=indices[i],
-                    document=documents[examples[i].context],
-                    example=examples[i],
-                )
-                for i in counted
-            ]
+        writers = Writers(job.decoders[name], eos=job.prompts[name].eos)
+        answers = read_texts(job, name, text_arms, examples[part.start : part.stop], writers)
+        for arm in wire_arms:
+            answers[arm.name] = read_wire(
+                job, name, arm, *wires[arm.wrong, arm.ratio], writers=writers
+            )
+        writers.finish()
+        read = {arm: each.reads(job.prompts[name]) for arm, each in answers.items()}
+        found += [
+            prediction(
+                job,
+                name,
+                arm,
+                read[arm.name][i - part.start],
+                index=indices[i],
+                document=documents[examples[i].context],
+                example=examples[i],
+            )
+            for arm in arms
+            for i in counted
+        ]
     return found

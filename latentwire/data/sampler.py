@@ -51,6 +51,15 @@ class Sampler:
             picked += order[offset : offset + count - len(picked)]
         return picked
 
+    def among(self, start: int, count: int) -> list[tuple[int, int]]:
+        """The different (document, question) that ``take`` gives for these positions, by document.
+
+        Two epochs' length of positions holds a whole one, wherever it starts.
+        """
+        if count >= 2 * self.num_examples:
+            start, count = 0, self.num_examples
+        return sorted(set(self.take(start, count)))
+
     def _epoch_order(self, epoch: int) -> list[tuple[int, int]]:
         if epoch != self._epoch:
             rng = random.Random(f"{self._seed}/{epoch}")

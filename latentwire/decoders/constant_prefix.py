@@ -23,6 +23,12 @@ class ConstantPrefix:
         self._keys, self._values = keys, values
         self.length = int(keys[0].shape[2])
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        keys = {f"keys.{layer}": keys for layer, keys in enumerate(self._keys)}
+        return keys | {f"values.{layer}": values for layer, values in enumerate(self._values)}
+
     def cache(self, rows: int) -> Any:
         """A fresh cache of ``rows`` rows that holds the prefix."""
         cache = DynamicCache()

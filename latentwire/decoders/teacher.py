@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
@@ -27,20 +28,15 @@ def teacher(
     Args:
         layers: whose states are wanted beside the logits.
     """
-    tokens = [prompts.text(example) for example in examples]
-    return read_prompts(decoder, tokens, pad=prompts.pad, layers=layers)
+    batch = text_batch([prompts.text(example) for example in examples], pad=prompts.pad)
+    return read_text(decoder, batch, layers=layers)
 
 
 @torch.no_grad()
-def read_prompts(
-    decoder: FrozenDecoder,
-    tokens: Sequence[PromptTokens],
-    *,
-    pad: int,
-    layers: tuple[int, ...] = (),
+def read_text(
+    decoder: FrozenDecoder, batch: PromptBatch, *, layers: tuple[int, ...] = ()
 ) -> Answered:
-    """``teacher`` of prompts that have their tokens already."""
-    batch = text_batch(tokens, pad=pad)
+    """``teacher`` of prompts that are laid out."""
     return decoder.answer(batch.to(decoder.device), layers=layers)
 
 
@@ -67,6 +63,14 @@ class Kept:
     """[n, k], in 16 or 32 bits."""
     log_tail: Tensor | None
     """fp32 [n]: the logarithm of what all other tokens have together; None where all are kept."""
+
+    def rows(self, rows: slice) -> "Kept":
+        """Those of some positions."""
+        return Kept(
+            ids=None if self.ids is None else self.ids[rows],
+            log_probs=self.log_probs[rows],
+            log_tail=None if self.log_tail is None else self.log_tail[rows],
+        )
 
     def to(self, device: torch.device) -> "Kept":
         """From pinned memory to a GPU without waiting."""

@@ -66,8 +66,13 @@ class TeacherCache:
         self._examples |= {example: places[p] for example, p in examples if p in places}
 
     def find(self, examples: Sequence[Example]) -> Kept | None:
-        """The distributions at every answer token of the examples, in order, on the device; None
-        where one of them is not known."""
+        """``gather``, brought to the device."""
+        kept = self.gather(examples)
+        return None if kept is None else kept.to(self._device)
+
+    def gather(self, examples: Sequence[Example]) -> Kept | None:
+        """The distributions at every answer token of the examples, in order, on the host, pinned
+        where a GPU will have them; None where one of the examples is not known."""
         places = [self._examples.get(example) for example in examples]
         known = [place for place in places if place is not None]
         if len(known) < len(places):
@@ -89,4 +94,4 @@ class TeacherCache:
             ids=joined([part.ids for part in parts]) if has_tail else None,
             log_probs=joined([part.log_probs for part in parts]),
             log_tail=joined([part.log_tail for part in parts]) if has_tail else None,
-        ).to(self._device)
+        )

@@ -11,9 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from latentwire.config import OBJECTIVES, Config
+from latentwire.config import OBJECTIVES, Config, ObjectivesConfig
 from latentwire.data.batch import PromptBatch
-from latentwire.data.example import Example
 from latentwire.data.loader import DecoderBatch, GlobalBatch
 from latentwire.data.rewriting import (
     Written,
@@ -24,9 +23,9 @@ from latentwire.data.rewriting import (
 )
 from latentwire.data.spans import Spans, decoder_spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
-from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job
 from latentwire.objectives import alignment, distillation, reconstruction, tokens
+from latentwire.training.teaching import Taught, teach
 from latentwire.wire.unit import Injection
 
 OF_THE_ANSWER = ("tf", "first", "kce")
@@ -101,7 +100,8 @@ def measure(
     }
     if {"kd", "state"} & set(names):
         examples = [batch.examples[i] for i in own.examples]
-        sums |= _distilled(job, name, examples, said, prompt.target_place, names, layers)
+        taught = teach(job, name, examples, names=names, layers=layers)
+        sums |= _distilled(said, taught, prompt.target_place, config, names)
     others: dict[str, Callable[[], Tensor]] = {
         "span": lambda: part.span(prompt, said),
         "latent_align": part.latent_align,
@@ -120,41 +120,21 @@ def measure(
 
 
 def _distilled(
-    job: Job,
-    name: str,
-    examples: Sequence[Example],
     said: Answered,
+    taught: Taught,
     place: Tensor,
+    config: ObjectivesConfig,
     names: Collection[str],
-    layers: tuple[int, ...],
 ) -> dict[str, Tensor]:
     """Those of ``kd`` and ``state`` that are in ``names``; ``place`` is the targets'."""
-    config, decoder = job.config.objectives, job.decoders[name]
-    cache = job.teachers.get(name) if "kd" in names else None
-    kept = None if cache is None else cache.find(examples)
-    # The ranks of a sharded decoder read together or not at all.
-    if cache is not None and not decoder.all_agree(kept is not None):
-        kept = None
-        cache.num_live += len(examples)
-    taught = None
-    if "state" in names or kept is None:
-        taught = teacher(decoder, job.prompts[name], examples, layers=layers)
-        # In the form of what is kept, so that no step's loss is of another kind.
-        kept = cache.form.of(taught.logits) if cache is not None and kept is None else kept
     found = {}
     if "kd" in names:
-        temperature = config.kd_temperature
-        if kept is not None:
-            rows = distillation.kd_cached(
-                said.logits, kept.ids, kept.log_probs, kept.log_tail, temperature=temperature
-            )
-        else:
-            assert taught is not None
-            rows = distillation.kd_rows(said.logits, taught.logits, temperature=temperature)
+        rows = taught.kd_rows(said.logits, slice(None), temperature=config.kd_temperature)
         found["kd"] = distillation.counted(rows, place=place, positions=config.kd_positions)
     if "state" in names:
-        assert taught is not None and said.states is not None and taught.states is not None
-        found["state"] = distillation.state(said.states, taught.states)
+        assert taught.live is not None
+        assert said.states is not None and taught.live.states is not None
+        found["state"] = distillation.state(said.states, taught.live.states)
     return found
 
 

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from latentwire.config import Config
 from latentwire.data.example import Example
+from latentwire.data.loader import text_batch
 from latentwire.decoders import fingerprint, teacher_shards
-from latentwire.decoders.teacher import Form, Kept, prompt_id, read_prompts
+from latentwire.decoders.teacher import Form, Kept, prompt_id, read_text
 from latentwire.decoders.teacher_cache import TeacherCache
 from latentwire.decoders.teacher_shards import ShardError, open_shard, write_shard
 from latentwire.distributed.assembly import Job
@@ -326,7 +327,7 @@ class _Build:
     def _read(self, batch: Sequence[int], *, is_kept: bool = True) -> None:
         prompts = self._prompts
         tokens = [prompts.text(self._examples[number]) for number in batch]
-        logits = read_prompts(self._decoder, tokens, pad=prompts.pad).logits
+        logits = read_text(self._decoder, text_batch(tokens, pad=prompts.pad)).logits
         if not is_kept:
             return
         assert logits.shape[-1] == self.cache.layout.vocabulary

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from latentwire.config import DecoderConfig
 from latentwire.data.example import Example
+from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.sources import open_source
 from latentwire.decoders.loading import load_decoder
-from latentwire.decoders.teacher import Form, prompt_id, read_prompts
+from latentwire.decoders.teacher import Form, prompt_id, read_text
 from latentwire.decoders.teacher_cache import TeacherCache
 from latentwire.decoders.teacher_shards import make_layout, open_shard, write_shard
 from latentwire.objectives.distillation import kd_cached, kd_rows
@@ -101,7 +102,7 @@ def _logits(
             prompts.text(example, context=example.context[: int(share * len(example.context))])
             for example in examples[first : first + _BATCH]
         ]
-        found.append(read_prompts(decoder, tokens, pad=prompts.pad).logits)  # type: ignore[arg-type]
+        found.append(read_text(decoder, text_batch(tokens, pad=prompts.pad)).logits)  # type: ignore[arg-type]
     return torch.cat(found)
 
 

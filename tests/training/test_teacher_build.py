@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,13 +13,14 @@ from conftest import small_overrides
 
 from latentwire import config_file
 from latentwire.config import Config, ConfigError
+from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.sampler import Sampler
 from latentwire.decoders import teacher as teachers
 from latentwire.decoders import teacher_shards
 from latentwire.distributed.assembly import Job
 from latentwire.testing import run_distributed
-from latentwire.training import objectives, run, teacher_build
+from latentwire.training import run, teacher_build
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.preflight import preflight
 from latentwire.training.signals import StopRequest
@@ -38,15 +38,15 @@ class Reads:
         self.number = self.calls = 0
 
     def __enter__(self) -> "Reads":
-        read = teachers.read_prompts
+        read = teachers.read_text
 
-        def counted(decoder: Any, tokens: Sequence[Any], **options: Any) -> Any:
-            self.number += len(tokens)
+        def counted(decoder: Any, batch: PromptBatch, **options: Any) -> Any:
+            self.number += len(batch.suffix_ids)
             self.calls += 1
-            return read(decoder, tokens, **options)
+            return read(decoder, batch, **options)
 
         self._patches = [
-            patch.object(module, "read_prompts", counted) for module in (teachers, teacher_build)
+            patch.object(module, "read_text", counted) for module in (teachers, teacher_build)
         ]
         for each in self._patches:
             each.start()
@@ -300,4 +300,3 @@ def test_examples_that_were_read_live_are_reported(
     for _ in range(2):
         teacher_build.warn_of_live(Teachers(), "stage A")  # type: ignore[arg-type]
     assert caplog.text.count("stage A: 7 times an example was not in the teacher cache") == 1
-    assert objectives.teacher is teachers.teacher

@@ -307,8 +307,9 @@ class _Build:
         known, config = self._known, self._job.config
         largest = max(config.train.batch_sizes().values())
         size = max(1, largest // config.train.accumulation // self._group.size)
-        longest = max((p.prefix + p.suffix for p in known), default=0)
-        tokens = size * longest
+        # As a batch that holds the longest of each is padded.
+        longest = max((p.prefix for p in known), default=0)
+        tokens = size * (longest + max((p.suffix for p in known), default=0))
         answers = size * max((p.answer for p in known), default=0)
         batch: list[int] = []
         # Sorting keeps questions on one context together, whose prefix is read once.

@@ -12,6 +12,7 @@ import pytest
 from conftest import small_overrides
 
 from latentwire import config_file
+from latentwire import train as command
 from latentwire.config import Config, ConfigError
 from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
@@ -205,7 +206,7 @@ def test_ranks_build_together_and_lose_nothing_of_kd(pair: Path, tmp_path: Path)
         ],
     }
     overrides = small_overrides(
-        pair, tmp_path, *PLAIN, "data.samples=30", f"train.stage_a.steps={STEPS}"
+        pair, tmp_path, *PLAIN, "data.samples=25", f"train.stage_a.steps={STEPS}"
     )
     ranks = run_distributed(together, 2, overrides, cases)
     for name in cases:
@@ -229,9 +230,11 @@ def test_ranks_build_together_and_lose_nothing_of_kd(pair: Path, tmp_path: Path)
 
 def runs_on_rank(rank: int, world_size: int, attempts: list[list[str]]) -> list[Any]:
     found = []
-    for overrides in attempts:
+    for number, overrides in enumerate(attempts):
         config = config_file.load("smoke", overrides)
-        with Reads() as reads:
+        # A signal comes while the first one builds.
+        request = StopRequest if number else lambda: StopAfter(1)
+        with Reads() as reads, patch.object(run, "StopRequest", request):
             outcome = run.train(preflight(config, world_size=world_size))
         found.append([outcome.state, reads.number])
     return found
@@ -252,11 +255,12 @@ def test_a_resumed_run_and_the_next_one_read_no_text_as_teachers(
     )
     attempts = [
         [*overrides, "train.stage_a.steps=1"],
+        [*overrides, "train.stage_a.steps=1"],
         [*overrides, "train.stage_a.steps=2"],
         [*overrides, "train.stage_a.steps=1", "run.tag=next"],
     ]
     (found,) = run_distributed(runs_on_rank, 1, attempts)
-    assert found == [["finished", 12], ["finished", 0], ["finished", 0]]
+    assert found == [["preempted", 12], ["finished", 0], ["finished", 0], ["finished", 0]]
     log = (tmp_path / "runs" / "next" / "pipeline.log").read_text()
     assert "teacher cache of 'llama': 12 examples, 0 of them computed" in log
     folders = list((tmp_path / "checkpoints" / "teachers").iterdir())
@@ -300,3 +304,29 @@ def test_examples_that_were_read_live_are_reported(
     for _ in range(2):
         teacher_build.warn_of_live(Teachers(), "stage A")  # type: ignore[arg-type]
     assert caplog.text.count("stage A: 7 times an example was not in the teacher cache") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full: "),
+        (errno.EACCES, "when that is mended, the same command continues"),
+    ],
+)
+def test_files_that_cannot_be_written_end_a_run_with_a_message(
+    small_config: Config,
+    tmp_path: Path,
+    number: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> Any:
+        raise CacheError(number, "the teacher cache: no")
+
+    monkeypatch.setattr(logging.getLogger("latentwire"), "propagate", True)
+    plan = preflight(small_config, world_size=1)
+    assert command._recorded(plan, broken) == 1
+    assert "the teacher cache: no" in caplog.text and words in caplog.text
+    status = json.loads((plan.run_folder / "status.json").read_text())
+    assert status["state"] == "failed" and "the teacher cache: no" in status["reason"]

@@ -30,7 +30,7 @@ from latentwire.training.status import read_status
 
 log = logging.getLogger(__name__)
 
-_NOT_OF_A_ROW = ("run.", "checkpoint.")
+_NOT_OF_A_ROW = ("run.", "checkpoint.", "teacher.folder")
 """Keys that name a run and do not change what it learns."""
 
 

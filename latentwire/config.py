@@ -27,6 +27,7 @@ from latentwire.config_training import (
     OptimConfig,
     ShardingConfig,
     StageConfig,
+    TeacherConfig,
     TrainConfig,
     ValidationConfig,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "ShardingConfig",
     "OptimConfig",
     "StageConfig",
+    "TeacherConfig",
     "TrainConfig",
     "ValidationConfig",
     "DiagnosticsConfig",
@@ -159,6 +161,7 @@ class Config:
     gist: GistConfig = field(default_factory=GistConfig)
     decoders: Mapping[str, DecoderConfig] = field(default_factory=dict)
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     placement: Literal["separate", "colocated", "auto"] = "auto"
     """``separate``: disjoint groups, a rank has one decoder. ``colocated``: every rank has all.
     ``auto``: separate when there is at least one rank per decoder."""

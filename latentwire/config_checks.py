@@ -31,7 +31,7 @@ _NOT_NEGATIVE = (
     "optim.weight_decay optim.max_grad_norm validation.interval validation.samples "
     "validation.patience diagnostics.grad_diag_interval diagnostics.health_interval eval.samples "
     "diagnostics.health_warmup "
-    "train.max_skipped"
+    "train.max_skipped teacher.top_k"
 ).split() + [
     *(f"objectives.{name}" for name in OBJECTIVES),
     *(
@@ -198,6 +198,11 @@ def _objective_problems(config: Config) -> list[str]:
         found.append(
             f"objectives.continuation: {weights['continuation']}, but no step is mixed, so there "
             "is nothing to go on with; set train.stage_a.warmup_text_latent_prob, or use 0"
+        )
+    if config.teacher.cache and weights["state"] > 0:
+        found.append(
+            f"teacher.cache: true, but objectives.state {weights['state']} needs the decoder to "
+            "read the text in every step, so nothing would be saved; use false, or state 0"
         )
     if objectives.k_start is not None and objectives.k_start < 1:
         found.append(f"objectives.k_start: {objectives.k_start} must be 1 or more, or null")

@@ -232,7 +232,7 @@ def _build(kind: Any, value: Any, key: str, errors: list[str]) -> Any:
         options = typing.get_args(kind)
         if value in options:
             return value
-        errors.append(f"{key}: '{value}' is not one of {', '.join(options)}")
+        errors.append(f"{key}: '{value}' is not one of {', '.join(map(str, options))}")
         return None
     if origin is tuple:
         return _sequence(typing.get_args(kind)[0], value, key, errors)

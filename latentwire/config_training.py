@@ -75,6 +75,20 @@ class ObjectivesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    cache: bool = False
+    """What each decoder says after the training's texts is computed once, before training, and kept
+    in files that later runs read too; without it ``kd`` reads every text prompt in every step."""
+    top_k: int = 64
+    """Likeliest tokens that are kept of each distribution, all others together as one more; 0 keeps
+    the whole vocabulary."""
+    bits: Literal[16, 32] = 16
+    """Of a log-probability in the files."""
+    folder: str = ""
+    """Where the files go; empty is ``teachers`` in ``checkpoint.root``, which its runs share."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
     backend: Literal["fsdp", "deepspeed"] = "fsdp"
     """What shards the trained weights and their optimizer state."""

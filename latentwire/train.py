@@ -24,6 +24,7 @@ from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock
 from latentwire.training.status import read_status, write_status
+from latentwire.training.teacher_build import CacheError
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
         return _refuse(error, plan.run_folder)
-    except SaveError as error:
+    except (SaveError, CacheError) as error:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
         if process_groups.launch_rank() == 0:
@@ -174,7 +175,8 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     # What is known in words needs no name of a class.
     name = "" if isinstance(error, LostPeerError) else f"{type(error).__name__}: "
     reason = f"rank {process_groups.launch_rank()}: {name}{error}"
-    is_clear = isinstance(error, SaveError | NonFiniteError | LostPeerError) or _is_full(error)
+    clear = (SaveError, CacheError, NonFiniteError, LostPeerError)
+    is_clear = isinstance(error, clear) or _is_full(error)
     try:
         before = read_status(folder)
         is_second = before.get("state") == "failed"

@@ -250,3 +250,34 @@ def test_configuration_classes_are_frozen_and_keyword_only() -> None:
         instance, name = kind(), dataclasses.fields(kind)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(instance, name, getattr(instance, name))
+
+
+# --- the teacher cache
+
+
+def test_a_teacher_cache_may_be_asked_for_in_these_ways(recipe: str) -> None:
+    config = config_file.load(recipe, ["teacher.cache=true", "teacher.top_k=0", "teacher.bits=32"])
+    assert (config.teacher.top_k, config.teacher.bits, config.teacher.folder) == (0, 32, "")
+    assert config_file.load(recipe).teacher.cache is False
+
+
+def test_what_is_wrong_with_a_teacher_cache_comes_together(recipe: str) -> None:
+    found = refused(
+        recipe,
+        "teacher.cache=true",
+        "teacher.bits=8",
+        "teacher.top_k=-1",
+        "teacher.folder=3",
+        "teacher.tokens=4",
+        "objectives.state=1",
+    )
+    assert {problem.split(":")[0] for problem in found} == {
+        *("teacher.bits", "teacher.top_k", "teacher.tokens", "teacher.cache"),
+    }
+    assert "teacher.bits: '8' is not one of 16, 32" in found
+
+
+def test_a_teacher_cache_goes_with_objectives_that_read_no_text(recipe: str) -> None:
+    config_file.load(recipe, ["teacher.cache=true", "objectives.kd=0"])
+    config_file.load(recipe, ["objectives.state=1"])
+    assert "objectives.state" in only_problem(recipe, "teacher.cache=true", "objectives.state=1")

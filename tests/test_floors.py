@@ -47,7 +47,10 @@ FLOORS: list[set[str]] = [
     {"decoders"},
     {"wire"},
     {"data"},
-    {"config", "config_checks", "config_file", "config_model", "config_training", "version"},
+    {
+        *{"config", "config_checks", "config_file", "config_model", "config_training"},
+        *{"files", "version"},
+    },
 ]
 """From the top; a module imports from its own floor and from those below."""
 STRANGERS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from latentwire.checkpointing.commit import Step, published
-from latentwire.checkpointing.files import replace_json
+from latentwire.files import replace_json
 
 FILE = "best.json"
 

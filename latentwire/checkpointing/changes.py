@@ -14,6 +14,7 @@ _MAY_CHANGE = (
     "diagnostics.",
     "distributed.",
     "train.max_skipped",
+    "teacher.folder",
     # What a best checkpoint is, the samples and the metric, may not.
     "validation.interval",
     "validation.patience",

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.checkpointing import manifest as manifests
-from latentwire.checkpointing.files import replace_text, sync_folder, write_json
 from latentwire.checkpointing.manifest import FormatError, Manifest, read_manifest, size_problems
+from latentwire.files import replace_text, sync_folder, write_json
 
 log = logging.getLogger(__name__)
 

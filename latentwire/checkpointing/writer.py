@@ -16,7 +16,6 @@ from typing import Any
 
 from latentwire.checkpointing import best, commit, rng, state
 from latentwire.checkpointing.commit import Step, step_at
-from latentwire.checkpointing.files import write_json, write_text
 from latentwire.checkpointing.manifest import FileEntry, Manifest, describe_file, versions
 from latentwire.checkpointing.shards import PeerError, write_tensors
 from latentwire.checkpointing.state import Place, Snapshot, rank_file
@@ -25,6 +24,7 @@ from latentwire.distributed.groups import Group
 from latentwire.distributed.messages import broadcast_json, gather_json
 from latentwire.distributed.sharding import ShardedUnit
 from latentwire.distributed.state_tensors import HostBuffers
+from latentwire.files import write_json, write_text
 
 log = logging.getLogger(__name__)
 

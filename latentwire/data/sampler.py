@@ -81,6 +81,15 @@ class Sampler:
             picked += self._window(window)[first : first + count - len(picked)]
         return picked
 
+    def among(self, start: int, count: int) -> list[tuple[int, int]]:
+        """The different (document, question) that ``take`` gives for these positions, by document.
+
+        Two epochs' length of positions holds a whole one, wherever it starts.
+        """
+        if count >= 2 * self.num_examples:
+            start, count = 0, self.num_examples
+        return sorted(set(self.take(start, count)))
+
     def _enter(self, epoch: int) -> None:
         if epoch == self._epoch:
             return

@@ -42,6 +42,12 @@ class ConstantPrefix:
         keys = [layer.keys.detach() for layer in cache.layers]
         return cls(keys, [layer.values.detach() for layer in cache.layers])
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        keys = {f"keys.{layer}": keys for layer, keys in enumerate(self._keys)}
+        return keys | {f"values.{layer}": values for layer, values in enumerate(self._values)}
+
     def cache(self, rows: int) -> Any:
         """A fresh cache of ``rows`` rows that holds the prefix: views of it, until it grows."""
         cache = DynamicCache()

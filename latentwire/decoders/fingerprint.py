@@ -1,7 +1,8 @@
 """Proof that a frozen decoder is the one that was loaded: a hash over everything it holds."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,30 @@ def combined(fingerprints: Mapping[str, str]) -> str:
     """One SHA-256 over the hashes of all tensors."""
     lines = "".join(f"{name} {fingerprints[name]}\n" for name in sorted(fingerprints))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def of_copies(parts: Sequence[str], *, shard: int) -> str:
+    """One hash of a decoder, from those of the ranks of its group in their order.
+
+    Args:
+        shard: ranks that hold one copy together; every copy has the same hashes, unless ranks
+            differ in more than what they hold.
+    """
+    copies = {tuple(parts[first : first + shard]) for first in range(0, len(parts), shard)}
+    own = copies.pop() if len(copies) == 1 else tuple(parts)
+    return own[0] if len(own) == 1 else combined({str(i): part for i, part in enumerate(own)})
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """One SHA-256 over some tensors with their names."""
+    return combined({name: _hash(tensor) for name, tensor in tensors.items()})
+
+
+def settings_of(model: Any) -> dict[str, Any]:
+    """What a model's configuration says of how it computes, as JSON holds it; not where it is
+    from, nor the version of the library that wrote it down."""
+    tree = json.loads(json.dumps(model.config.to_dict(), default=str))
+    return {key: tree[key] for key in tree if key != "transformers_version" and key[0] != "_"}
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -125,6 +125,12 @@ class FrozenDecoder:
         return int(self._embed.weight.shape[0])
 
     @property
+    def num_logits(self) -> int:
+        """Logits of a position, which may be fewer or more than input embeddings."""
+        head = self.model.get_output_embeddings()
+        return int(getattr(head, "out_features", None) or head.weight.shape[0])
+
+    @property
     def device(self) -> torch.device:
         device: torch.device = self._embed.weight.device
         return device

@@ -6,7 +6,7 @@ what a decoder sees.
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from latentwire.data.prompts import DecoderPrompts, prompts_for
 from latentwire.decoders.copy_ranks import CopyRanks
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
+from latentwire.decoders.teacher_cache import TeacherCache
 from latentwire.distributed.exchange import exchange, scale_gradient
 from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
@@ -54,6 +55,8 @@ class Job:
     """Of each unit, the module without its sharding, for gradient queries."""
     trained_parts: dict[str, tuple[str, ...]]
     """Of each unit, the parts (``wire.parts``) that are trained, in their order."""
+    teachers: dict[str, TeacherCache] = field(default_factory=dict)
+    """Of hosted decoders, what they say after the training's texts, where that is kept."""
 
     @property
     def any_prompts(self) -> DecoderPrompts:

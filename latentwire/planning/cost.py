@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from latentwire.config import Config
 from latentwire.distributed.topology import Topology
 from latentwire.planning.batch import DecoderRead, EncoderRead, StepShape, written_reads
-from latentwire.planning.frozen import shard_of
+from latentwire.planning.frozen import shard_of, teacher_reads
 from latentwire.planning.shapes import ModelShape
 
 
@@ -64,7 +64,7 @@ def decoder_flops(
         student += 2 * shape.embedding * one.supervised
         total += student * (2 + settings.gradient_checkpointing)
     prefix = read.before + read.text
-    if objectives.kd or objectives.state:
+    if teacher_reads(config):
         total += forward_flops(shape, read.prefixes * prefix, prefix / 2) + head
         total += forward_flops(shape, read.suffix_tokens, prefix + read.suffix)
     if objectives.span and config.adapter.use_deep_prefix:

@@ -54,14 +54,31 @@ def frozen_bytes(
     return -(-whole // shard), working + max(gathered, looked_up)
 
 
-def readings(config: Config, read: DecoderRead, step: StepShape) -> list[int]:
+def teacher_reads(config: Config, *, at_most: bool = False) -> bool:
+    """Whether a decoder reads its texts in a step.
+
+    Args:
+        at_most: where the teacher is cached, in building that, and in steps that measure the norms
+            of objectives which are not trained; otherwise in a usual step.
+    """
+    objectives = config.objectives
+    return bool(objectives.kd or objectives.state) and (at_most or not config.teacher.cache)
+
+
+def readings(
+    config: Config, read: DecoderRead, step: StepShape, *, at_most: bool = False
+) -> list[int]:
     """Positions of each of a decoder's readings in a micro-batch, over all rows: the wire's
-    prefixes and what follows them, the teacher's two, the texts that spans are compared with."""
+    prefixes and what follows them, the teacher's two, the texts that spans are compared with.
+
+    Args:
+        at_most: as of ``teacher_reads``.
+    """
     found = []
     for one in (read, *batch.written_reads(config, step, read)):
         found += [one.prefix_tokens, one.suffix_tokens]
     objectives = config.objectives
-    if objectives.kd or objectives.state:
+    if teacher_reads(config, at_most=at_most):
         found += [read.prefixes * (read.before + read.text), read.suffix_tokens]
     of_cache = config.adapter.use_deep_prefix
     if objectives.span and of_cache:

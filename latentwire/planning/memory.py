@@ -169,7 +169,7 @@ class _Timeline:
             name: frozen_bytes(
                 config.decoders[name],
                 models.decoders[name],
-                lengths=readings(config, read, step),
+                lengths=readings(config, read, step, at_most=True),
                 bf16=bf16,
             )
             for name, read in reads.items()

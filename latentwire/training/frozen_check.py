@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latentwire.decoders.fingerprint import changed, combined, fingerprint
+from latentwire.decoders.fingerprint import changed, combined, fingerprint, of_copies
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import broadcast_json, gather_json
 
@@ -44,7 +44,7 @@ class FrozenCheck:
         hashes = {}
         for spec in self._job.groups.topology.groups:
             parts = [ranks[rank][spec.decoder]["hash"] for rank in spec.ranks]
-            hashes[spec.decoder] = _hash(parts, shard=spec.shard)
+            hashes[spec.decoder] = of_copies(parts, shard=spec.shard)
         log.info("decoders unchanged: %s", ", ".join(f"{n} {h}" for n, h in hashes.items()))
         return hashes
 
@@ -58,10 +58,3 @@ def _problems(ranks: Sequence[Mapping[str, Any]]) -> list[str]:
                 tensors = ", ".join(values["names"]) + (f" and {more} more" if more else "")
                 found.append(f"'{name}' on rank {rank} ({tensors})")
     return found
-
-
-def _hash(parts: Sequence[str], *, shard: int) -> str:
-    copies = {tuple(parts[first : first + shard]) for first in range(0, len(parts), shard)}
-    # The same of every copy, unless ranks differ in more than what they hold.
-    own = copies.pop() if len(copies) == 1 else tuple(parts)
-    return own[0] if len(own) == 1 else combined({str(i): part for i, part in enumerate(own)})

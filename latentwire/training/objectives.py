@@ -18,9 +18,9 @@ from latentwire.data.moving import placed
 from latentwire.data.part_texts import PartTexts, Weighted
 from latentwire.data.spans import Spans
 from latentwire.decoders.frozen import Answered, FrozenDecoder
-from latentwire.decoders.teacher import read_text
 from latentwire.distributed.assembly import Job
 from latentwire.objectives import alignment, distillation, reconstruction, row_chunks, tokens
+from latentwire.training.teaching import Taught, teach
 from latentwire.wire.unit import Injection
 
 OF_THE_ANSWER = ("tf", "first", "kce")
@@ -90,9 +90,9 @@ def measure(
         layers = config.state_layers or tuple(range(1, decoder.num_layers + 1))
     of_cache = "span" in names and job.config.adapter.use_deep_prefix
     said = decoder.answer(prompt, wire, layers=layers, with_prefixes=of_cache)
-    taught: Answered | None = None
+    taught: Taught | None = None
     if {"kd", "state"} & set(names):
-        taught = read_text(decoder, texts.text_prompt(), layers=layers)
+        taught = teach(job, name, batch, texts, names=names, layers=layers)
     sums, right = _of_the_answer(said, taught, prompt, config, names, k=k)
     others: dict[str, Callable[[], Tensor]] = {
         "span": lambda: part.span(prompt, said),
@@ -112,7 +112,7 @@ def measure(
 
 def _of_the_answer(
     said: Answered,
-    taught: Answered | None,
+    taught: Taught | None,
     prompt: PromptBatch,
     config: ObjectivesConfig,
     names: Collection[str],
@@ -131,9 +131,7 @@ def _of_the_answer(
         }
         if "kd" in names:
             assert taught is not None
-            found["kd"] = distillation.kd_rows(
-                logits, taught.logits_of(rows), temperature=config.kd_temperature
-            )
+            found["kd"] = taught.kd_rows(logits, rows, temperature=config.kd_temperature)
         return found
 
     found = row_chunks.of_answer(said, per_row)
@@ -143,10 +141,11 @@ def _of_the_answer(
         "kce": tokens.kce(found["losses"], place, k=k),
     }
     if "kd" in names:
-        sums["kd"] = (found["kd"] * tokens.within(place, config.kd_positions)).sum()
+        sums["kd"] = distillation.counted(found["kd"], place=place, positions=config.kd_positions)
     if "state" in names:
-        assert taught is not None and said.states is not None and taught.states is not None
-        sums["state"] = distillation.state(said.states, taught.states)
+        assert taught is not None and taught.live is not None
+        assert said.states is not None and taught.live.states is not None
+        sums["state"] = distillation.state(said.states, taught.live.states)
     return sums, (found["right"] & (place == 0)).sum()
 
 

@@ -30,6 +30,7 @@ from latentwire.training.held_out import held_out_problems
 from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
 from latentwire.training.status import FILES
+from latentwire.training.teacher_build import cache_folder
 
 _EVALUATION_KEYS = (
     "eval.",
@@ -38,6 +39,7 @@ _EVALUATION_KEYS = (
     "validation.",
     "optim.",
     "objectives.",
+    "teacher.",
     "precision",
 )
 """What an evaluation may set differently from the run that trained the wire."""
@@ -109,14 +111,20 @@ def preflight(
             found += prompt_problems(config, name, examples)
         problems += found
     problems += data_problems or held_out_problems(config, evaluation=evaluation)
-    problems += _folder_problems(
-        {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
-    )
+    roots = {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
+    if config.teacher.cache and not evaluation:
+        roots["teacher.folder"] = str(cache_folder(config))
+    problems += _folder_problems(roots)
     problems += _stream_problems(config.diagnostics.diagnostic_log)
     run_folder = Path(config.run.root) / config.run.tag
     checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
     if (Path(config.checkpoint.root) / "tiny").resolve() == checkpoint_folder.resolve():
         problems.append("run.tag: 'tiny' is taken by the embedded pair's folder; choose another")
+    if config.teacher.cache and cache_folder(config).resolve() == checkpoint_folder.resolve():
+        problems.append(
+            f"run.tag: '{config.run.tag}' is taken by the teacher cache; choose another, or a "
+            "teacher.folder"
+        )
     if not (fresh and overwrite):
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
         problems += _run_problems(config, run_folder, checkpoint_folder, existing)

@@ -124,5 +124,6 @@ def _part(
     )
     own = dataclasses.replace(own, latents_prompt=pinned(own.latents_prompt, job.device))
     texts = job.part_texts(name, batch, own)
-    texts.make(names)
+    # What is kept of the teacher's answers needs no reading of texts.
+    texts.make(names - {"kd"} if name in job.teachers else names)
     return texts, counts

@@ -113,6 +113,7 @@ class StepRecord:
         if self._waits:
             settle(self._job.device)
         return time.perf_counter()
+
     def waited(self, seconds: float) -> None:
         """The step began so much earlier, with waiting for its batches."""
         self.seconds["data"] += seconds

@@ -25,7 +25,7 @@ from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier, gather_json
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
-from latentwire.training import resume
+from latentwire.training import resume, teacher_build
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import (
@@ -88,6 +88,8 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             state.restore(step, job.units, unit_groups(job))
             state.restore_generators(step, rank=groups.rank, world_size=groups.world.size)
             log.info("resumed from %s", step.path)
+        if reason := _build_teachers(plan, job, stages, place, frozen, stop):
+            return stopped(plan, groups, reason, why=stop.reason)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
         with open_writer(plan, job, stop, decoders=decoders) as writer:
@@ -119,6 +121,27 @@ def evaluate_only(plan: Plan) -> Outcome:
             _check_decoders(checkpoint.step, identities(job, frozen.before))
         _load(checkpoint, job)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
+
+
+def _build_teachers(
+    plan: Plan,
+    job: Job,
+    stages: Sequence[Stage],
+    place: Place | None,
+    frozen: FrozenCheck,
+    stop: StopRequest,
+) -> str:
+    """Where they are wanted; returns why the run stops, or an empty string. All must call."""
+    if not plan.config.teacher.cache:
+        return ""
+    if not plan.config.objectives.kd > 0:
+        log.info("no teacher cache is built, as objectives.kd is 0")
+        return ""
+    examples = []
+    for stage in stages:
+        done = resume.steps_done(plan, stage.name, place)
+        examples += stage.examples(done=done)
+    return teacher_build.build(job, examples, fingerprints=frozen.before, stop=stop)
 
 
 def _load_chosen(plan: Plan, job: Job, validator: Validator, *, is_saved: bool) -> Checkpoint:
@@ -311,6 +334,7 @@ def _train_with(
         _report_state(job)
         _report_padding(job, stage.name, trainer.padding)
         warn_of_cuts(job, f"stage {stage.name}")
+        teacher_build.warn_of_live(job, f"stage {stage.name}")
         if reason:
             return reason
     return ""

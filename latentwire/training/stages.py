@@ -104,6 +104,16 @@ class Stage:
             num_batches=number,
         )
 
+    def examples(self, *, done: int = 0) -> list[Example]:
+        """Every example that the steps after ``done`` plan, once each, by document.
+
+        Args:
+            done: steps that were made already.
+        """
+        size = self.batch_size
+        pairs = self._sampler.among(done * size, max(0, self.num_steps - done) * size)
+        return [self._source.examples(document)[q] for document, q in pairs]
+
     def _length(self) -> int:
         if self._settings.steps is not None:
             return self._settings.steps

@@ -188,6 +188,8 @@ def test_a_step_that_cannot_be_removed_is_a_warning(
         ("decoders.qwen=null", False),
         ("decoders.llama.weight=2", False),
         ("eval.samples=24", False),
+        ("teacher.folder=elsewhere", True),
+        ("teacher.top_k=8", False),
     ],
 )
 def test_what_a_resumed_run_may_change(

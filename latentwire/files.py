@@ -2,8 +2,12 @@
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
+
+UNFINISHED = ".tmp"
+"""End of the name of a file that is being written."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,3 +43,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def publish(path: Path, data: bytes) -> None:
+    """Writes a file durably that appears whole or not at all, whoever else writes the same one.
+
+    Raises:
+        OSError: it cannot be written; nothing of it is left, unless the process is killed.
+    """
+    # Of this process and call alone, as other jobs may be at work in the same folder.
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

@@ -19,6 +19,7 @@ from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import gather_json
+from latentwire.training import teacher_build
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.identity import identities
@@ -112,15 +113,23 @@ def _measure(
     say(f"matrix products reach {found.peak / 1e9:,.0f} GFLOP/s")
     job = assemble(config, groups)
     stage = Stage(config, "B", open_source_for(plan, "train"))
-    bench = _Bench(plan, job, stage, stop)
+    frozen = FrozenCheck(job)
+    is_taught = config.objectives.kd > 0
+    if config.teacher.cache and is_taught:
+        say("building the teachers' caches")
+        start = time.perf_counter()
+        teacher_build.build(job, stage.examples(), fingerprints=frozen.before, stop=stop)
+        found.prepared = time.perf_counter() - start
+    bench = _Bench(plan, job, stage, stop, frozen)
     with bench.reporting():
         first = stage.plan(1)
-        live = config.objectives.kd > 0
-        found.operations = operations.of_step(job, first, teacher=live)
+        found.operations = operations.of_step(
+            job, first, teacher=is_taught and not config.teacher.cache
+        )
         say("warming up")
         plain = None
         if settings.plain:
-            found.plain_operations = operations.of_plain_step(job, first, teacher=live)
+            found.plain_operations = operations.of_plain_step(job, first, teacher=is_taught)
             plain = PlainLoop(job)
             ours = bench.first_step()
             found.differences = largest_difference(ours, plain.step(first))
@@ -135,6 +144,7 @@ def _measure(
                 found.plain_steps.append(_plain_seconds(plain, plans, job.device) / len(plans))
                 say(f"  the plain loop: {found.plain_steps[-1]:.3f} s")
         found.phases, found.timed_step = bench.phases(settings.steps)
+        found.padding = bench.padding()
         found.save = bench.save_seconds()
     return found
 
@@ -142,9 +152,12 @@ def _measure(
 class _Bench:
     """A trainer whose steps are taken in blocks."""
 
-    def __init__(self, plan: Plan, job: Job, stage: Stage, stop: StopRequest) -> None:
+    def __init__(
+        self, plan: Plan, job: Job, stage: Stage, stop: StopRequest, frozen: FrozenCheck
+    ) -> None:
         self.done = 0
         self._plan, self._job, self._stage, self._stop = plan, job, stage, stop
+        self._frozen = frozen
         self._reporter: Reporter | None = None
         self._records: list[tuple[StepRecord, float]] = []
         self._trainer = Trainer(job, record=self._record, save=lambda stage, step: None)
@@ -196,10 +209,15 @@ class _Bench:
         found["diagnostics"] = statistics.median(spent for _, spent in self._records)
         return found, total
 
+    def padding(self) -> dict[str, float]:
+        """Of what this rank has read in the last block."""
+        shares = self._trainer.padding.shares().items()
+        return {" ".join(dict.fromkeys(key)): share for key, share in shares}
+
     def save_seconds(self) -> float:
         """Saves the wire as it stands, twice; how long training waits for the second."""
         plan, job = self._plan, self._job
-        decoders = identities(job, FrozenCheck(job).before)
+        decoders = identities(job, self._frozen.before)
         stream = DiagnosticsStream(
             plan.run_folder / FILES["validation"], run=plan.config.run.tag, world=job.groups.world
         )

@@ -5,12 +5,49 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from latentwire.config import ConfigError
 from latentwire.wire.deep_prefix import CacheShape
 
 Rotation = Callable[[Tensor, Tensor], Tensor]
 """(keys [..., head_dim], positions [...]) -> the keys as they stand in the cache."""
+
+
+class Filled(Exception):  # noqa: N818
+    """A cache is full, and what a model would go on to compute is not asked for."""
+
+
+class Filling(DynamicCache):
+    """A cache that ends the forward which fills it: nobody reads what the last layer makes of its
+    keys and values.
+
+    Args:
+        layers: of the cache, empty or filled so far; none for a model's own, as they come.
+        num_layers: of the model's cache.
+    """
+
+    def __init__(self, layers: list[Any], num_layers: int) -> None:
+        super().__init__()
+        self.layers, self._last = layers, num_layers - 1
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = super().update(keys, values, layer_idx, *args, **kwargs)
+        if layer_idx == self._last:
+            raise Filled
+        return found
+
+    def __copy__(self) -> DynamicCache:
+        """One that only fills: a layer that is to run again must run to its end."""
+        return self.plain()
+
+    def plain(self) -> DynamicCache:
+        """The same keys and values, to go on from."""
+        cache = DynamicCache()
+        cache.layers = self.layers
+        return cache
 
 
 def cache_shape(name: str, cache: Any, *, num_tokens: int) -> CacheShape:

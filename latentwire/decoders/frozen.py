@@ -4,7 +4,7 @@ Whatever is read, text or wire, goes through ``read`` and ``continue_from``; the
 latent student and generation differ only in what fills the prefix.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from latentwire.data.batch import PromptBatch
 from latentwire.decoders.cache import (
+    Filled,
+    Filling,
     add_to_cache,
     at_rest,
     cache_shape,
@@ -243,10 +245,8 @@ class FrozenDecoder:
     ) -> list[tuple[Tensor, Tensor]]:
         """The decoder's own keys and values of plain tokens, as ``at_rest``: of each layer
         [rows, length, kv_heads * head_dim]; arguments as in ``states``."""
-        output = self._through(
-            self.embed(ids), attention_mask=self._mask(mask, is_full), use_cache=True
-        )
-        return at_rest(output.past_key_values, first=0, rotate=self._rotate)
+        cache = self._filled(self.embed(ids), attention_mask=self._mask(mask, is_full))
+        return at_rest(cache, first=0, rotate=self._rotate)
 
     def read(
         self, batch: PromptBatch, wire: Injection | None, *, with_prefixes: bool = False
@@ -276,23 +276,20 @@ class FrozenDecoder:
             rows = batch.prefix_soft_row[:, None]
             vectors = wire.vectors[rows, soft.clamp(min=0)].to(embeds.dtype)
             embeds = torch.where((soft >= 0)[..., None], vectors, embeds)
-        mask, first, past = batch.prefix_mask[:, num_read:], 0, {}
+        mask, first, past = batch.prefix_mask[:, num_read:], 0, None
         if before is not None:
-            first = before.length
-            past = {"past_key_values": before.cache(len(embeds))}
+            first, past = before.length, before.cache(len(embeds))
         attention_mask = self._mask(mask, batch.prefix_is_full, first=first)
         if first:
             mask = nn.functional.pad(mask, (first, 0), value=True)
         place = torch.arange(first, first + embeds.shape[1], device=embeds.device)
         with self._updated(lora):
-            output = self._through(
+            cache = self._filled(
                 embeds,
+                past,
                 attention_mask=attention_mask,
                 position_ids=place.expand(len(embeds), -1),
-                use_cache=True,
-                **past,
             )
-        cache = output.past_key_values
         if wire is not None and wire.added is not None:
             add_to_cache(
                 cache,
@@ -313,15 +310,14 @@ class FrozenDecoder:
         embeds = self.embed(torch.tensor([tokens], device=self.device))
         own = self.constant
         if own is None:
-            return self._through(embeds, use_cache=True).past_key_values
+            return self._filled(embeds)
         place = torch.arange(own.length, own.length + len(tokens), device=self.device)
-        return self._through(
+        return self._filled(
             embeds,
+            own.cache(1),
             attention_mask=torch.ones(1, own.length + len(tokens), device=self.device).long(),
             position_ids=place[None],
-            past_key_values=own.cache(1),
-            use_cache=True,
-        ).past_key_values
+        )
 
     def continue_from(
         self,
@@ -372,6 +368,18 @@ class FrozenDecoder:
         states = tuple(output.hidden_states[layer][:, columns] for layer in layers)
         last = output.logits if self.head is None else output.last_hidden_state[:, columns]
         return last, states
+
+    def _filled(self, embeds: Tensor, past: Any | None = None, **more: Any) -> Any:
+        """The cache of one forward that is only for its keys and values: where the model's cache
+        is a plain one, the forward ends when they are all there."""
+        if self.head is None or self.head.num_cached is None:
+            more |= {} if past is None else {"past_key_values": past}
+            return self._through(embeds, use_cache=True, **more).past_key_values
+        layers = [] if past is None else past.layers
+        cache = Filling(layers, self.head.num_cached)
+        with suppress(Filled):
+            self._through(embeds, past_key_values=cache, use_cache=True, **more)
+        return cache.plain()
 
     def _through(self, embeds: Tensor, columns: Tensor | int = 1, **more: Any) -> Any:
         """One forward of the model, without its head where that is a part by itself; elsewhere

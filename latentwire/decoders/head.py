@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +29,19 @@ class Head:
     """What comes before it; its output has the states as ``last_hidden_state``."""
     vocabulary: int
     """Logits of a position."""
+    num_cached: int | None
+    """Layers of a cache that holds keys and values of all positions; None for any other cache."""
 
     def __call__(self, states: Tensor) -> Tensor:
         """[..., hidden] -> [..., vocabulary]"""
         logits: Tensor = self.layer(states)
         return logits
+
+
+def _num_cached(cache: Any) -> int | None:
+    layers = cache.layers if type(cache) is DynamicCache else []
+    is_plain = all(type(layer) is DynamicLayer and layer.keys is not None for layer in layers)
+    return len(layers) if layers and is_plain else None
 
 
 @torch.no_grad()
@@ -45,12 +55,17 @@ def taken_apart(name: str, model: Any, embeds: Tensor) -> Head | None:
         embeds: [tokens, hidden], input embeddings to try it on.
     """
     layer, body = model.get_output_embeddings(), model.base_model
-    whole = model(inputs_embeds=embeds[None, :_PROBED], use_cache=False).logits
+    whole = model(inputs_embeds=embeds[None, :_PROBED], use_cache=True).logits
     if layer is not None and body is not model:
-        output = body(inputs_embeds=embeds[None, :_PROBED], use_cache=False)
+        output = body(inputs_embeds=embeds[None, :_PROBED], use_cache=True)
         states = getattr(output, "last_hidden_state", None)
         if states is not None and torch.equal(layer(states), whole):
-            return Head(layer=layer, body=body, vocabulary=whole.shape[-1])
+            return Head(
+                layer=layer,
+                body=body,
+                vocabulary=whole.shape[-1],
+                num_cached=_num_cached(output.past_key_values),
+            )
     log.info(
         "decoder %s: its logits are more than its output layer makes of its last states, so they "
         "are always made whole",

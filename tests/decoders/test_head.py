@@ -1,6 +1,7 @@
 """A decoder's head by itself: used where it makes the model's own logits, and only there."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import jobs
@@ -17,6 +18,7 @@ from latentwire.decoders.loading import load_decoder
 from latentwire.objectives import budget, row_chunks
 from latentwire.objectives.tokens import token_losses
 from latentwire.testing import run_distributed
+from latentwire.wire.backbones import transformer_layers
 
 CPU = torch.device("cpu")
 
@@ -37,6 +39,28 @@ def test_logits_are_those_of_the_whole_model(pair: Path) -> None:
         said = decoder.answer(prompt_batch([row(6, 7)], pad=0))
     assert said.last.shape == (2, decoder.hidden_size)
     torch.testing.assert_close(said.logits, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_what_only_fills_the_cache_ends_with_it(pair: Path, *, is_recomputed: bool) -> None:
+    """Nobody reads what the last layer makes of a prefix; its keys and values are all the same."""
+    config = DecoderConfig(model=str(pair / "llama"), gradient_checkpointing=is_recomputed)
+    decoder = load_decoder("llama", config, dtype=torch.float32, device=CPU)
+    assert decoder.head is not None and decoder.head.num_cached == decoder.num_layers
+    lengths: list[int] = []
+    layers = transformer_layers(decoder.model)
+    layers[-1].mlp.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    batch = prompt_batch([row(6, 7), row(6, 7, 9)], pad=0)
+    with torch.no_grad():
+        short = decoder.read(batch, None, with_prefixes=True)
+        assert lengths == []
+        decoder.answer(batch)
+    assert lengths == [batch.suffix_ids.shape[1]]
+    decoder.head = replace(decoder.head, num_cached=None)
+    whole = decoder.read(batch, None, with_prefixes=True)
+    assert short.prefixes is not None and whole.prefixes is not None
+    for found, expected in zip(short.prefixes, whole.prefixes, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_logits_that_change_after_the_head_are_made_whole(

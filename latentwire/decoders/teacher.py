@@ -1,7 +1,7 @@
 """The text teacher: what the frozen decoder itself says after reading the text."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,37 @@ class Kept:
             ids=None if self.ids is None else self.ids[rows],
             log_probs=self.log_probs[rows],
             log_tail=None if self.log_tail is None else self.log_tail[rows],
+        )
+
+    def split(self, sizes: Sequence[int]) -> "Iterator[Kept]":
+        """In runs of so many positions."""
+        first = 0
+        for size in sizes:
+            yield self.rows(slice(first, first + size))
+            first += size
+
+    @staticmethod
+    def joined(parts: "Sequence[Kept]") -> "Kept":
+        """Some, all of one form, in one piece."""
+        ids = [part.ids for part in parts if part.ids is not None]
+        log_tail = [part.log_tail for part in parts if part.log_tail is not None]
+        return Kept(
+            ids=torch.cat(ids) if ids else None,
+            log_probs=torch.cat([part.log_probs for part in parts]),
+            log_tail=torch.cat(log_tail) if log_tail else None,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (self.ids, self.log_probs, self.log_tail)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+    def pinned(self) -> "Kept":
+        """In memory from which a GPU copies while the host goes on."""
+        return Kept(
+            ids=None if self.ids is None else self.ids.pin_memory(),
+            log_probs=self.log_probs.pin_memory(),
+            log_tail=None if self.log_tail is None else self.log_tail.pin_memory(),
         )
 
     def to(self, device: torch.device) -> "Kept":

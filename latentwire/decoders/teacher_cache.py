@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from latentwire.data.example import Example
 from latentwire.decoders.teacher import Form, Kept
@@ -77,21 +76,5 @@ class TeacherCache:
         known = [place for place in places if place is not None]
         if len(known) < len(places):
             return None
-        parts = [shard.kept for shard, _, _ in known]
-        spans = [(first, last) for _, first, last in known]
-
-        def joined(tensors: Sequence[Tensor | None]) -> Tensor:
-            rows = [
-                tensor[first:last]
-                for tensor, (first, last) in zip(tensors, spans, strict=True)
-                if tensor is not None
-            ]
-            whole = torch.cat(rows)
-            return whole.pin_memory() if self._device.type == "cuda" else whole
-
-        has_tail = self.form.top_k > 0
-        return Kept(
-            ids=joined([part.ids for part in parts]) if has_tail else None,
-            log_probs=joined([part.log_probs for part in parts]),
-            log_tail=joined([part.log_tail for part in parts]) if has_tail else None,
-        )
+        kept = Kept.joined([shard.kept.rows(slice(first, last)) for shard, first, last in known])
+        return kept.pinned() if self._device.type == "cuda" else kept

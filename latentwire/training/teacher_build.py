@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from tqdm import tqdm
 
 from latentwire.config import Config
@@ -334,9 +333,9 @@ class _Build:
         assert logits.shape[-1] == self.cache.layout.vocabulary
         kept = self.cache.form.of(logits).to(torch.device("cpu"))
         rows = [len(each.answer) for each in tokens]
-        for number, part in zip(batch, _split(kept, rows), strict=True):
+        for number, part in zip(batch, kept.split(rows), strict=True):
             self._pending.append((self._known[number].id, part))
-        self._pending_bytes += _num_bytes(kept)
+        self._pending_bytes += kept.num_bytes
 
     def _publish(self) -> None:
         """Writes what is pending; that it could not is for the ranks to agree on."""
@@ -344,7 +343,7 @@ class _Build:
         self._last = time.monotonic()
         if not pending or self._problem is not None:
             return
-        kept = _joined([part for _, part in pending])
+        kept = Kept.joined([part for _, part in pending])
         names = [name for name, _ in pending]
         rows = [len(part.log_probs) for _, part in pending]
         try:
@@ -353,33 +352,6 @@ class _Build:
             )
         except OSError as error:
             self._problem = error
-
-
-def _split(kept: Kept, rows: Sequence[int]) -> Iterator[Kept]:
-    def parts(tensor: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * len(rows) if tensor is None else tensor.split(list(rows))
-
-    for ids, log_probs, log_tail in zip(
-        parts(kept.ids), kept.log_probs.split(list(rows)), parts(kept.log_tail), strict=True
-    ):
-        yield Kept(ids=ids, log_probs=log_probs, log_tail=log_tail)
-
-
-def _joined(parts: Sequence[Kept]) -> Kept:
-    def whole(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there) if there else None
-
-    return Kept(
-        ids=whole([part.ids for part in parts]),
-        log_probs=torch.cat([part.log_probs for part in parts]),
-        log_tail=whole([part.log_tail for part in parts]),
-    )
-
-
-def _num_bytes(kept: Kept) -> int:
-    tensors = (kept.ids, kept.log_probs, kept.log_tail)
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
 def _check(problem: OSError | None, world: Group) -> None:

@@ -66,13 +66,13 @@ def test_compiled_layers_say_the_same(pair: Path, *, is_recomputed: bool) -> Non
     if is_recomputed:
         recompute_layers("llama", decoder.model)
     counts = []
-    for size in (5, 8, 11):
+    for size in (5, 8):
         found, expected = read(decoder, size=size), read(plain, size=size)
         for name, value in expected.items():
             assert value.abs().sum() > 0
             torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=name)
         counts.append(counter.frame_count)
-    assert 2 < counts[0] == counts[1] == counts[2], "lengths compile nothing new"
+    assert 2 < counts[0] == counts[1], "lengths compile nothing new"
     torch._dynamo.reset()
 
 

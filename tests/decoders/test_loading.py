@@ -195,7 +195,8 @@ def test_recomputed_layers_change_nothing_and_keep_little(pair: Path, name: str,
         saved[recomputed] = watched.saved
     for found, expected in zip(values[True], values[False], strict=True):
         assert torch.equal(found, expected)
-    assert saved[True] < saved[False] / 4
+    # Plain layers keep nothing of what the last one would make of a prefix.
+    assert saved[True] < saved[False] / 3.5
 
 
 def test_a_filled_cache_gets_its_gradient_through_recomputed_layers(pair: Path) -> None:

@@ -13,7 +13,7 @@ from latentwire.config import DecoderConfig
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
-from latentwire.decoders.constant_prefix import ConstantPrefix
+from latentwire.decoders.constant_prefix import ConstantPrefix, Openings
 from latentwire.decoders.contexts import has_leading_parts, selected
 from latentwire.decoders.frozen import Context, FrozenDecoder
 from latentwire.decoders.generation import Writers, go_on, greedy
@@ -108,6 +108,7 @@ def test_a_leading_part_is_what_would_have_been_read_of_it(
             2, cache.num_layers, 1, cache.num_kv_heads, 2, cache.head_dim
         ).unbind()
         decoder.constant = ConstantPrefix(list(keys), list(values))
+        decoder._openings = Openings(decoder._opening, decoder.constant)
     first = 2 if with_constant else 0
     full = [prompts.text(example) for example in EXAMPLES]
     short = [cut(tokens, length) for tokens, length in zip(full, CUTS, strict=True)]

@@ -2,6 +2,7 @@
 by plain ``autograd.grad``."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from latentwire import config_checks, config_file
 from latentwire.config import OBJECTIVES
 from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.data.rewriting import supervised_counts
+from latentwire.distributed.assembly import Job
 from latentwire.testing import run_distributed
 from latentwire.training.objectives import measure, wanted
 from latentwire.wire.parts import PARTS
@@ -47,7 +49,8 @@ def reference(overrides: list[str]) -> dict[str, dict[str, float]]:
     config = single.config
     plan = jobs.make_stage(config).plan(STEP)
     # As much of a job as measuring asks for.
-    job: Any = SimpleNamespace(**vars(single), device=torch.device("cpu"))
+    job: Any = SimpleNamespace(**vars(single), device=torch.device("cpu"), teachers={})
+    job.part_texts = partial(Job.part_texts, job)
     found: dict[str, dict[str, float]] = {}
     for name, prompts in single.prompts.items():
         batch = global_batch(plan.examples, prompts, draws=plan.draws)

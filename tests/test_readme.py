@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from test_checkpoint_tool import trained  # noqa: F401
 from test_launch import MULTI, SINGLE, start
 from test_tiny_build import narrow_specs
 
-from latentwire import cli, config_file
+from latentwire import bench, cli, config_file
 from latentwire.arguments import FLAGS, parse
+from latentwire.benching import plain_loop
 from latentwire.config import OBJECTIVES, flatten
 from latentwire.distributed import topology
 from latentwire.train import main
@@ -37,7 +39,11 @@ def commands() -> list[str]:
 
 
 def train_commands() -> list[str]:
-    return [line for line in commands() if "-m latentwire." in line]
+    return [line for line in commands() if "-m latentwire." in line and not is_bench(line)]
+
+
+def is_bench(line: str) -> bool:
+    return "-m latentwire.bench" in line or "latentwire bench" in line
 
 
 def program(line: str) -> str:
@@ -54,11 +60,13 @@ def latentwire_commands(name: str) -> list[list[str]]:
 def test_every_command_is_of_a_known_kind() -> None:
     """What is not a trainer's command is run below, by test_quickstart, or is this very suite."""
     others = [line for line in commands() if line not in train_commands()]
+    others = [line for line in others if "-m latentwire.bench" not in line]
     scripts = {"./launch/quickstart.sh", "./launch/setup.sh", "./tests/run.sh", *RUNNERS}
     scripts |= {"./launch/torchrun.sh", "sbatch"}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
     known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report", "plan"}
+    known |= {"bench"}
     assert set(names) == known
     assert len(train_commands()) >= 20
 
@@ -193,6 +201,23 @@ def test_an_ablate_command_is_valid(
     monkeypatch.chdir(REPOSITORY)
     assert cli.main([*arguments, "--dry-run"]) == 0
     assert capsys.readouterr().out.startswith("default-s0\n")
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if is_bench(line)])
+def test_a_bench_command_is_valid(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recipe, flags and keys; tests/test_bench.py takes the steps."""
+    words = shlex.split(line)
+    first = words.index("latentwire.bench" if "latentwire.bench" in words else "bench") + 1
+    asked: list[Sequence[str]] = []
+    monkeypatch.setattr(bench, "_bench", lambda options, overrides: asked.append(overrides) or 0)
+    assert bench.main(words[first:]) == 0
+    options, overrides = bench._parse(words[first:])
+    config = config_file.load(options["recipe"], overrides)
+    assert asked == [overrides]
+    if options["against"]:
+        assert not plain_loop.problems(config)
 
 
 @pytest.mark.parametrize("arguments", latentwire_commands("accept"), ids=" ".join)

@@ -128,13 +128,13 @@ def _measure(
         )
         say("warming up")
         plain = None
+        ours = bench.first_step()
+        bench.block(settings.warmup)
+        found.memory = peak_memory(groups.device)
         if settings.plain:
             found.plain_operations = operations.of_plain_step(job, first, teacher=is_taught)
             plain = PlainLoop(job)
-            ours = bench.first_step()
             found.differences = largest_difference(ours, plain.step(first))
-        bench.block(settings.warmup)
-        found.memory = peak_memory(groups.device)
         for number in range(settings.repeats):
             before = bench.done
             found.steps.append(bench.block(settings.steps) / settings.steps)

@@ -57,6 +57,7 @@ def read(decoder: FrozenDecoder, *, size: int) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_recomputed", [False, True])
 def test_compiled_layers_say_the_same(pair: Path, *, is_recomputed: bool) -> None:
     torch._dynamo.reset()

@@ -72,4 +72,4 @@ def test_eight_kills_lose_nothing(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("seed", "backend"), [(1, "fsdp"), (2, "deepspeed")])
 def test_many_kills_lose_nothing(seed: int, backend: str, pair: Path, tmp_path: Path) -> None:
     overrides = overrides_of(pair, tmp_path, f"sharding.backend={backend}")
-    kill_and_check(overrides, tmp_path, seed=seed, number=21)
+    kill_and_check(overrides, tmp_path, seed=seed, number=12)

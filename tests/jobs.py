@@ -23,7 +23,8 @@ from latentwire.data.loader import GlobalBatch, decoder_batch, global_batch
 from latentwire.data.prompts import prompts_for
 from latentwire.data.sources import open_source
 from latentwire.data.spans import Spans, decoder_spans
-from latentwire.decoders.frozen import Answered, FrozenDecoder
+from latentwire.decoders.answered import Answered
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.loading import load_decoder
 from latentwire.decoders.teacher import teacher
 from latentwire.distributed.assembly import Job, assemble

@@ -154,14 +154,3 @@ def rotation_of(model: nn.Module) -> Rotation | None:
         return keys * cosine + turned * sine
 
     return rotate
-
-
-def takes_masks(model: nn.Module) -> bool:
-    """Whether every layer of a decoder would use the same mask of queries and keys, and as it is:
-    not where some attend to a window or to a chunk."""
-    config: Any = model.config
-    config = config.get_text_config()
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["full_attention" if getattr(config, "sliding_window", None) is None else "other"]
-    return set(kinds) == {"full_attention"} and config._attn_implementation == "sdpa"

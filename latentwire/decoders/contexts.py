@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from latentwire.decoders.frozen import Context, FrozenDecoder
+from latentwire.decoders.answered import Context
+from latentwire.decoders.frozen import FrozenDecoder
 
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
 """Rotary embeddings whose angles depend on how long the text is that is read."""

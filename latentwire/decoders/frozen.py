@@ -5,14 +5,14 @@ latent student and generation differ only in what fills the prefix.
 """
 
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latentwire.data.batch import PromptBatch
+from latentwire.decoders.answered import Answered, Context
 from latentwire.decoders.cache import (
     Filled,
     Filling,
@@ -20,58 +20,16 @@ from latentwire.decoders.cache import (
     at_rest,
     cache_shape,
     rotation_of,
-    takes_masks,
 )
 from latentwire.decoders.constant_prefix import ConstantPrefix, Openings, without_prompt_learning
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
-from latentwire.decoders.head import Head, taken_apart
+from latentwire.decoders.head import taken_apart
 from latentwire.decoders.lora import LoraSlots
+from latentwire.decoders.masks import takes_masks, token_mask
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
 from latentwire.wire.lora import Updates
 from latentwire.wire.unit import DecoderShape, Injection
-
-
-@dataclass(kw_only=True)
-class Context:
-    """What a decoder has read of each example so far: keys, values and their mask."""
-
-    cache: Any
-    mask: Tensor
-    """[rows, positions]: True at positions that may be attended to."""
-    lora: Updates
-    """What the decoder's linear layers are updated with as it reads on."""
-    prefixes: list[tuple[Tensor, Tensor]] | None = None
-    """Where asked for: of each layer the keys and values of the prefixes, as ``at_rest``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """What a decoder says at the supervised positions, in target order."""
-
-    last: Tensor
-    """[supervised, hidden]: the states that ``head`` makes logits of; without it the logits."""
-    head: Head | None
-    """None where the decoder's logits are made by the decoder only."""
-    states: Tensor | None = None
-    """[layers, supervised, hidden] of the layers that were asked for."""
-    prefixes: list[tuple[Tensor, Tensor]] | None = None
-    """Where asked for: of each layer keys and values [prefixes, length, kv_heads * head_dim]."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Logits of a position."""
-        return self.last.shape[-1] if self.head is None else self.head.vocabulary
-
-    @property
-    def logits(self) -> Tensor:
-        """All of them at once, [supervised, vocabulary]; made whenever it is asked."""
-        return self.logits_of(slice(0, len(self.last)))
-
-    def logits_of(self, rows: slice) -> Tensor:
-        """Those of some of the positions."""
-        last = self.last[rows]
-        return last if self.head is None else self.head(last)
 
 
 class _Reached(Exception):  # noqa: N818
@@ -109,7 +67,9 @@ class FrozenDecoder:
         self._embed = self.model.get_input_embeddings()
         self._table = None if ranks is None else ShardedTable(self._embed, ranks)
         self._rotate = rotation_of(self.model)
-        self._takes_masks = self._rotate is not None and takes_masks(self.model)
+        self._mask = partial(
+            token_mask, takes_masks=self._rotate is not None and takes_masks(self.model)
+        )
         # A sharded model's layers are gathered by the forward of the whole only.
         probe = torch.arange(8, device=self.device) % self.vocabulary
         self.head = taken_apart(name, self.model, self.embed(probe)) if ranks is None else None
@@ -428,25 +388,6 @@ class FrozenDecoder:
     def answer_logits(self, batch: PromptBatch, wire: Injection | None = None) -> Tensor:
         """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
         return self.answer(batch, wire).logits
-
-    def _mask(self, mask: Tensor, is_full: bool | None, *, first: int = 0) -> Tensor | None:
-        """A mask [rows, length] of tokens that are read, as the model is given it.
-
-        From a mask of this form the model makes one of queries and keys, for which it looks, on
-        the host, whether anything is padding. Where that is known here, it gets the very mask
-        that it would have made; for no padding, none.
-
-        Args:
-            first: positions in the cache before them, which all may look at.
-        """
-        if is_full is None or not self._takes_masks:
-            return nn.functional.pad(mask, (first, 0), value=True).long()
-        if is_full and not first:
-            return None
-        length = mask.shape[1]
-        causal = torch.ones(length, first + length, dtype=torch.bool, device=mask.device)
-        seen = nn.functional.pad(mask, (first, 0), value=True)
-        return causal.tril(first) & seen[:, None, None, :]
 
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora

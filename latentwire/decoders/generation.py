@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from latentwire.data.batch import PromptBatch
+from latentwire.decoders.answered import Context
 from latentwire.decoders.contexts import is_plain, joined, selected
-from latentwire.decoders.frozen import Context, FrozenDecoder
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.wire.unit import Injection
 
 _WORTHWHILE = 0.75

@@ -12,7 +12,8 @@ from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
-from latentwire.decoders.frozen import Answered, FrozenDecoder
+from latentwire.decoders.answered import Answered
+from latentwire.decoders.frozen import FrozenDecoder
 
 
 @torch.no_grad()

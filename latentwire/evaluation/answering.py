@@ -14,7 +14,8 @@ from torch import Tensor
 
 from latentwire.data.batch import PromptBatch
 from latentwire.data.prompts import DecoderPrompts
-from latentwire.decoders.frozen import Context, FrozenDecoder
+from latentwire.decoders.answered import Context
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import Writers
 from latentwire.objectives.row_chunks import of_answer
 from latentwire.objectives.tokens import token_losses

@@ -9,8 +9,8 @@ from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
 from latentwire.data.loader import GlobalBatch, decoder_batch, text_batch
 from latentwire.data.prompts import PromptTokens
+from latentwire.decoders.answered import Context
 from latentwire.decoders.contexts import has_leading_parts, selected
-from latentwire.decoders.frozen import Context
 from latentwire.decoders.generation import Writers
 from latentwire.distributed.assembly import Job
 from latentwire.evaluation.answering import Answers, Read, answers

@@ -14,7 +14,7 @@ from latentwire.data.example import Example
 from latentwire.data.loader import decoder_batch, global_batch
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.rewriting import Written, repeated, written_batch
-from latentwire.decoders.frozen import Answered
+from latentwire.decoders.answered import Answered
 from latentwire.distributed.assembly import Job
 from latentwire.evaluation.texts import mean_by_decoder, text_batches
 from latentwire.objectives.row_chunks import token_scores

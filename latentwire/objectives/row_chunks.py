@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from latentwire.decoders.frozen import Answered
+from latentwire.decoders.answered import Answered
 from latentwire.objectives import budget
 from latentwire.objectives.tokens import is_right, token_losses
 

@@ -17,7 +17,8 @@ from latentwire.data.loader import DecoderBatch, GlobalBatch
 from latentwire.data.moving import placed
 from latentwire.data.part_texts import PartTexts, Weighted
 from latentwire.data.spans import Spans
-from latentwire.decoders.frozen import Answered, FrozenDecoder
+from latentwire.decoders.answered import Answered
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.distributed.assembly import Job
 from latentwire.objectives import alignment, distillation, reconstruction, row_chunks, tokens
 from latentwire.training.teaching import Taught, teach

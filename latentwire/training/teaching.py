@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentwire.data.loader import GlobalBatch
 from latentwire.data.part_texts import PartTexts
-from latentwire.decoders.frozen import Answered
+from latentwire.decoders.answered import Answered
 from latentwire.decoders.teacher import Kept, read_text
 from latentwire.distributed.assembly import Job
 from latentwire.objectives import distillation

@@ -13,9 +13,10 @@ from latentwire.config import DecoderConfig
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts, PromptTokens
+from latentwire.decoders.answered import Context
 from latentwire.decoders.constant_prefix import ConstantPrefix, Openings
 from latentwire.decoders.contexts import has_leading_parts, selected
-from latentwire.decoders.frozen import Context, FrozenDecoder
+from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import Writers, go_on, greedy
 from latentwire.decoders.loading import load_decoder
 

@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from latentwire import config_file
 from latentwire.config import ConfigError
+from latentwire.data import part_texts
 from latentwire.data.rewriting import Written, continued
 from latentwire.testing import run_distributed
-from latentwire.training import objectives, run
+from latentwire.training import run
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.identity import identities
 from latentwire.training.preflight import preflight
@@ -138,11 +139,11 @@ def curve_on_rank(rank: int, world_size: int, overrides: list[str]) -> list[dict
     trainer, stage = jobs.make_trainer(job), jobs.make_stage(config)
     rows = []
     for number in range(1, stage.num_steps + 1):
-        objectives.continued = Mock(side_effect=continued)
+        part_texts.continued = Mock(side_effect=continued)
         if number % world_size == rank:
-            objectives.continued = Mock(return_value=Written())
+            part_texts.continued = Mock(return_value=Written())
         found = trainer.step(stage.plan(number)).rows()
-        assert objectives.continued.called
+        assert part_texts.continued.called
         for row in found:
             assert (row["continuation_part"] > 0) == (number % world_size != rank)
         names = ("tf", "kd", "state", "ae", "continuation", "gist", "grad_norm")

@@ -61,11 +61,11 @@ def spoil_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
     """Trains, with one number of one decoder's norm changed at the last step, on its rank only."""
     step = Trainer.step
 
-    def spoiled(self: Trainer, plan: Any) -> Any:
+    def spoiled(self: Trainer, plan: Any, prepared: Any) -> Any:
         if plan.is_last and rank == 1:
             model: Any = self._job.decoders["qwen"].model
             model.model.norm.weight[0] += 1e-3
-        return step(self, plan)
+        return step(self, plan, prepared)
 
     Trainer.step = spoiled  # type: ignore[method-assign]
     with pytest.raises(RuntimeError) as caught:

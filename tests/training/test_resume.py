@@ -32,10 +32,16 @@ def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "diagnostics.jsonl").read_text().splitlines()
-    keep_out = ("time", "sec_per_step", "step_seconds", "data_seconds", "save_seconds")
-    keep_out += ("peak_memory_bytes", "slowest_ranks")
-    keep_out += ("step_seconds_min", "step_seconds_median", "step_seconds_max")
-    return [{k: v for k, v in json.loads(line).items() if k not in keep_out} for line in lines]
+    return [
+        {key: value for key, value in json.loads(line).items() if not _is_of_time(key)}
+        for line in lines
+    ]
+
+
+def _is_of_time(key: str) -> bool:
+    """Of what differs from run to run whatever they compute."""
+    names = ("time", "sec_per_step", "peak_memory_bytes", "slowest_ranks")
+    return key in names or "_seconds" in key
 
 
 def wire_gradient_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, float]:

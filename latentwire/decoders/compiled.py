@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch._dynamo.config
-import torch._functorch.config
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -47,6 +45,10 @@ def compile_layers(
             ]
         )
     _try(name, device, backend)
+    # They take a second or more to import, which nobody else needs to wait for.
+    import torch._dynamo.config
+    import torch._functorch.config
+
     # Beyond the limit torch would go back to what is not compiled without a word.
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, _VARIANTS)

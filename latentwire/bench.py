@@ -90,6 +90,8 @@ def _bench(options: Mapping[str, Any], overrides: list[str]) -> int:
     world = process_groups.launch_world_size()
     folder = options["folder"] or default_folder()
     config = config_file.load(options["recipe"], overrides)
+    if options["json"] is not None:
+        _check_writable(options["json"])
     is_plain = options["against"] == "naive"
     if is_plain and (found := plain_loop.problems(config)):
         raise ConfigError(found)
@@ -119,9 +121,17 @@ def _bench(options: Mapping[str, Any], overrides: list[str]) -> int:
     tree = result.summary(plan, settings, measured, texts=texts)
     print(result.table(tree))
     if options["json"] is not None:
-        options["json"].parent.mkdir(parents=True, exist_ok=True)
         options["json"].write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    """Before anything is measured, so that no figure is lost for want of a file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError([f"--json: {path} cannot be written: {error}; name another"]) from None
 
 
 def _say(text: str) -> None:

@@ -138,6 +138,7 @@ def test_it_needs_no_deepspeed_datasets_or_bitsandbytes(tmp_path: Path) -> None:
         (["decoders.qwen.model=nobody/knows"], "the shape of 'nobody/knows'"),
         (["encoder.kind=byte"], "no model whose operations can be counted"),
         (["--against=slow"], "--against"),
+        (["--json=/proc/nowhere/bench.json"], "--json: /proc/nowhere/bench.json cannot be written"),
     ],
 )
 def test_bad_input_is_refused_by_name(

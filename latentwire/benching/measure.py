@@ -13,7 +13,7 @@ from latentwire.benching import machine, operations
 from latentwire.benching.operations import Operations
 from latentwire.benching.plain_loop import PlainLoop, largest_difference
 from latentwire.checkpointing.best import Standing
-from latentwire.config import Config
+from latentwire.config import Config, ConfigError
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed.assembly import Job, assemble
@@ -118,7 +118,8 @@ def _measure(
     if config.teacher.cache and is_taught:
         say("building the teachers' caches")
         start = time.perf_counter()
-        teacher_build.build(job, stage.examples(), fingerprints=frozen.before, stop=stop)
+        reason = teacher_build.build(job, stage.examples(), fingerprints=frozen.before, stop=stop)
+        _go_on(reason)
         found.prepared = time.perf_counter() - start
     bench = _Bench(plan, job, stage, stop, frozen)
     with bench.reporting():
@@ -188,7 +189,7 @@ class _Bench:
         self._records.clear()
         settle(self._job.device)
         start = time.perf_counter()
-        self._trainer.run(part, done=first, stop=self._stop)  # type: ignore[arg-type]
+        _go_on(self._trainer.run(part, done=first, stop=self._stop))  # type: ignore[arg-type]
         settle(self._job.device)
         self.done += steps
         return time.perf_counter() - start
@@ -238,6 +239,12 @@ class _Bench:
         start = time.perf_counter()
         self._reporter.record(record)
         self._records.append((record, time.perf_counter() - start))
+
+
+def _go_on(reason: str) -> None:
+    """Raises ConfigError where there is a reason to stop: fewer steps would be taken for all."""
+    if reason:
+        raise ConfigError([f"{reason} by a signal; nothing was measured"])
 
 
 def _plain_seconds(plain: PlainLoop, plans: Sequence[StepPlan], device: torch.device) -> float:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from latentwire.decoders.answered import Answered
-from latentwire.objectives import budget
-from latentwire.objectives.tokens import is_right, token_losses
+from latentwire.objectives import budget, tokens
 
 Head = Callable[[Tensor], Tensor]
 """States [rows, hidden] -> logits [rows, vocabulary]; has no gradient of its own."""
@@ -42,7 +41,10 @@ def token_scores(said: Answered, targets: Tensor) -> tuple[Tensor, Tensor]:
 
     def per_row(logits: Tensor, rows: slice) -> dict[str, Tensor]:
         own = targets[rows]
-        return {"losses": token_losses(logits, own), "right": is_right(logits.detach(), own)}
+        return {
+            "losses": tokens.token_losses(logits, own),
+            "right": tokens.is_right(logits.detach(), own),
+        }
 
     found = of_answer(said, per_row)
     return found["losses"], found["right"]

@@ -30,7 +30,7 @@ def random_frozen_encoder(job: Job) -> None:
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         local.data.copy_(torch.randn(local.shape, generator=generator) * 0.05)
     real = job.latents
-    job.latents = lambda batch: real(batch).detach()  # type: ignore[method-assign]
+    job.latents = lambda *batch: real(*batch).detach()  # type: ignore[method-assign]
 
 
 def overwritten_prefix(job: Job) -> None:

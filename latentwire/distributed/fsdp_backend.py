@@ -18,6 +18,7 @@ from latentwire.distributed.adamw import (
 )
 from latentwire.distributed.adamw8bit import ScaledAdamW8bit
 from latentwire.distributed.groups import Group
+from latentwire.distributed.pairwise import PairwiseAllGather, PairwiseReduceScatter
 from latentwire.distributed.sharding import UnitState, check_fits, export_parts
 from latentwire.distributed.sizes import GATHERED_ALONE
 from latentwire.distributed.state_tensors import HostBuffers, cut_tensor
@@ -66,6 +67,8 @@ class FsdpUnit:
         for block in _blocks(module):
             fully_shard(block, mesh=group.mesh, mp_policy=policy)
         fully_shard(module, mesh=group.mesh, mp_policy=policy)
+        if group.mesh.device_type == "cpu" and group.size > 1:
+            _by_pairs(module)
         self.module = module
         self._name = name
         self._group = group
@@ -174,6 +177,17 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [
         block for block in blocks if sum(p.numel() for p in block.parameters()) >= GATHERED_ALONE
     ]
+
+
+def _by_pairs(module: nn.Module) -> None:
+    """Lets the shards of ``module`` travel from rank to rank, not by gloo's collectives.
+
+    What torch takes here are protocols in all but name; their classes are private.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.set_custom_all_gather(PairwiseAllGather())  # type: ignore[arg-type]
+            part.set_custom_reduce_scatter(PairwiseReduceScatter())  # type: ignore[arg-type]
 
 
 class FsdpBackend:

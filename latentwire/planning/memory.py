@@ -84,20 +84,14 @@ def predict(
     models: Models,
     topology: Topology,
     lengths: Lengths,
-    *,
-    gloo: bool = False,
 ) -> list[RankMemory]:
-    """The memory of every group's ranks; of one of them where all host everything.
-
-    Args:
-        gloo: gradients are reduced by gloo, as on a CPU.
-    """
+    """The memory of every group's ranks; of one of them where all host everything."""
     groups = topology.groups if topology.placement == "separate" else topology.groups[:1]
     found = []
     for group in groups:
         names = tuple(spec.decoder for spec in topology.hosted_by(group.ranks[0]))
         steps = [
-            _rank(config, models, topology, names, group.ranks, step, lengths, gloo=gloo)
+            _rank(config, models, topology, names, group.ranks, step, lengths)
             for step in batch.step_shapes(config)
         ]
         found.append(max(steps, key=lambda rank: rank.peak.total))
@@ -117,20 +111,17 @@ def _rank(
     ranks: tuple[int, ...],
     step: StepShape,
     lengths: Lengths,
-    *,
-    gloo: bool,
 ) -> RankMemory:
     bf16, backend = config.precision == "bf16", state.backend_of(config)
     size = 2 if bf16 else state.FP32
     shared = encoder_size(config, models.encoder)
-    whole = state.unit_bytes(backend, shared, ranks=topology.world_size, bf16=bf16, gloo=gloo)
+    whole = state.unit_bytes(backend, shared, ranks=topology.world_size, bf16=bf16)
     units = {
         name: state.unit_bytes(
             backend,
             decoder_size(config, name, models.decoders[name]),
             ranks=topology.group(name).size,
             bf16=bf16,
-            gloo=gloo,
         )
         for name in names
     }

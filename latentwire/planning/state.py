@@ -91,23 +91,16 @@ def backend_of(config: Config) -> Backend:
     )
 
 
-def unit_bytes(
-    backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool, gloo: bool = False
-) -> UnitBytes:
-    """A unit sharded over ``ranks`` ranks.
-
-    Args:
-        gloo: what reduces is gloo, which does it in a copy.
-    """
+def unit_bytes(backend: Backend, unit: UnitSize, *, ranks: int, bf16: bool) -> UnitBytes:
+    """A unit sharded over ``ranks`` ranks."""
     if backend.stage == 0:
-        copies = gloo and ranks > 1
-        return _fsdp(backend, unit, ranks=ranks, size=2 if bf16 else FP32, copies=copies)
+        return _fsdp(backend, unit, ranks=ranks, size=2 if bf16 else FP32)
     if backend.stage == 3:
         return _zero3(backend, unit, ranks=ranks, size=2 if bf16 else FP32)
     return _zero12(backend, unit, ranks=ranks, bf16=bf16)
 
 
-def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int, copies: bool) -> UnitBytes:
+def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int) -> UnitBytes:
     """Weights are gathered for the forward: layers one by one, the rest at once and kept."""
     rest, layer = unit.rest * size, unit.layer * size
     # A collective has a buffer of its own beside the weights; one rank alone copies.
@@ -117,8 +110,6 @@ def _fsdp(backend: Backend, unit: UnitSize, *, ranks: int, size: int, copies: bo
         forward += max(unit.rest, unit.layer) * size // ranks  # the shard, rounded
     # The result comes when the gradients themselves are gone.
     last = _reduced(unit.rest_trained, size) - math.ceil(unit.rest_trained * FP32 / ranks)
-    if copies:
-        last = max(last, 2 * FP32 * unit.rest_trained)
     in_layers = (2 * buffered - 1) * layer + _reduced(unit.layer_trained, size)
     if unit.layer:
         # The buffer of the layer before is still there when the rest is reduced.

@@ -123,7 +123,7 @@ def test_a_predicted_peak_is_the_measured_one(wide_pair: Path, tmp_path: Path) -
         config = config_file.load("smoke", one["overrides"])
         layout = topology.plan(config.decoders, placement="separate", world_size=2)
         lengths = Lengths(**found[0][name]["lengths"])
-        for rank, memory in enumerate(predict(config, known(config), layout, lengths, gloo=True)):
+        for rank, memory in enumerate(predict(config, known(config), layout, lengths)):
             measured = found[rank][name]["peak"]
             error = memory.peak.total / measured - 1
             worst = max(worst, abs(error))

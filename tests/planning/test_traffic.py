@@ -16,7 +16,7 @@ from conftest import REPOSITORY, small_overrides
 
 from latentwire import config_file
 from latentwire.decoders import copy_ranks
-from latentwire.distributed import exchange, fsdp_backend, topology
+from latentwire.distributed import exchange, fsdp_backend, pairwise, topology
 from latentwire.planning import batch, parts
 from latentwire.planning.scaling import known
 from latentwire.planning.traffic import collectives
@@ -73,6 +73,11 @@ class Counter:
         for name in ("all_gather_single", "all_gather_tensor"):
             if hasattr(funcol, name):
                 setattr(funcol, name, self._counting("gather of shards", getattr(funcol, name)))
+        for kind, name in (
+            (pairwise.PairwiseAllGather, "all_gather_single"),
+            (pairwise.PairwiseReduceScatter, "reduce_scatter_single"),
+        ):
+            kind.__call__ = self._counting(name, kind.__call__)
         for module in (exchange, copy_ranks):
             module._all_gather = self._counting("all_gather_single", module._all_gather)
             module._reduce_scatter = self._counting("reduce_scatter", module._reduce_scatter)

@@ -111,6 +111,10 @@ class DataConfig:
     which belongs to the answer's first token."""
     max_answer_tokens: int = 16
     """Answers are cut to this many tokens of a decoder, in training and in generation."""
+    token_cache: bool = False
+    """The encoder's tokens of all training texts are made before training, once, and kept in
+    ``tokens`` in ``checkpoint.root``, where later runs on the same texts find them; without it each
+    run makes them as it comes to them."""
     prefetch: int = 1
     """Steps whose batches are laid out ahead, in a thread beside the step that computes; 0 lays
     each out when it is needed."""

@@ -204,6 +204,11 @@ def _objective_problems(config: Config) -> list[str]:
             f"teacher.cache: true, but objectives.state {weights['state']} needs the decoder to "
             "read the text in every step, so nothing would be saved; use false, or state 0"
         )
+    if config.data.token_cache and config.encoder.kind == "byte":
+        found.append(
+            "data.token_cache: true, but encoder.kind byte reads letters, of which nothing need be "
+            "kept; use false"
+        )
     if objectives.k_start is not None and objectives.k_start < 1:
         found.append(f"objectives.k_start: {objectives.k_start} must be 1 or more, or null")
     if any(layer < 1 for layer in objectives.state_layers):

@@ -15,6 +15,7 @@ from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.peers import LostPeerError
 from latentwire.training import run
+from latentwire.training.cache_error import CacheError
 from latentwire.training.dry_run import describe
 from latentwire.training.error_file import leave_error_file
 from latentwire.training.exported_eval import evaluate_exported, exported_config
@@ -24,7 +25,6 @@ from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock
 from latentwire.training.status import read_status, write_status
-from latentwire.training.teacher_build import CacheError
 
 log = logging.getLogger(__name__)
 

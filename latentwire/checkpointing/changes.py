@@ -11,6 +11,7 @@ _MAY_CHANGE = (
     "checkpoint.keep_every",
     "checkpoint.on_error",
     "data.prefetch",
+    "data.token_cache",
     "diagnostics.",
     "distributed.",
     "train.max_skipped",

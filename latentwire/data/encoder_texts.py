@@ -1,7 +1,8 @@
 """Texts as the encoder sees them: its tokens, and how many latents each text gets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, overload
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from latentwire.config import AdapterConfig, Config, EncoderConfig, WireConfig
 from latentwire.data.moving import moved
+from latentwire.data.token_cache import TokenCache, open_cache
 from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer, remembered
 
 BYTE_WINDOW = 4096
@@ -103,15 +105,15 @@ class _Tokens:
     """A language model's own tokens."""
 
     def __init__(self, config: EncoderConfig) -> None:
-        self._tokenizer = load_tokenizer(config)
-        bos = self._tokenizer.bos_token_id
-        self.lead = [bos] if self._tokenizer("a")["input_ids"][:1] == [bos] else []
+        self.tokenizer = load_tokenizer(config)
+        bos = self.tokenizer.bos_token_id
+        self.lead = [bos] if self.tokenizer("a")["input_ids"][:1] == [bos] else []
 
     def ids(self, text: str) -> list[int]:
-        return list(literal_ids(self._tokenizer, text))
+        return list(literal_ids(self.tokenizer, text))
 
     def ends(self, text: str) -> list[int]:
-        return list(literal_ends(self._tokenizer, text))
+        return list(literal_ends(self.tokenizer, text))
 
 
 class _Bytes:
@@ -124,6 +126,22 @@ class _Bytes:
 
     def ends(self, text: str) -> list[int]:
         return [end for end, char in enumerate(text, start=1) for _ in char.encode()]
+
+
+class _Known:
+    """Pieces of texts that were cut before; of others, as they are needed."""
+
+    def __init__(self, pieces: _Pieces, known: TokenCache) -> None:
+        self._pieces, self._known = pieces, known
+        self.lead = pieces.lead
+
+    def ids(self, text: str) -> list[int]:
+        found = self._known.ids(text)
+        return self._pieces.ids(text) if found is None else found
+
+    def ends(self, text: str) -> list[int]:
+        found = self._known.ends(text)
+        return self._pieces.ends(text) if found is None else found
 
 
 class EncoderTokenizer:
@@ -149,6 +167,20 @@ class EncoderTokenizer:
     def has_deep_prefix(self) -> bool:
         """Whether decoders read the wire in their keys and values."""
         return self._adapter.use_deep_prefix
+
+    def keep(self, root: Path, texts: Iterable[str]) -> int:
+        """Takes the tokens of ``texts`` from a file under ``root``, which is made if need be.
+
+        Returns:
+            How many texts it holds.
+
+        Raises:
+            OSError: the files cannot be read or written.
+        """
+        assert isinstance(self._pieces, _Tokens), "validated with the configuration"
+        known = open_cache(root, texts, self._pieces.tokenizer)
+        self._pieces = _Known(self._pieces, known)
+        return len(known)
 
     def ids(self, text: str) -> list[int]:
         """The text's tokens, at most ``max_tokens`` of them."""

@@ -63,6 +63,16 @@ def literal_ends(tokenizer: Any, text: str) -> list[int]:
     return [end for _, end in _encode(tokenizer, text, **options)["offset_mapping"]]
 
 
+def literal_batch(tokenizer: Any, texts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
+    """``literal_ids`` and ``literal_ends`` of many texts, tokenized by all cores."""
+    if not texts:
+        return [], []
+    options = {"split_special_tokens": True, "return_offsets_mapping": True}
+    found = _encode(tokenizer, list(texts), **options)
+    ends = [[end for _, end in offsets] for offsets in found["offset_mapping"]]
+    return [list(ids) for ids in found["input_ids"]], ends
+
+
 def decoded(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
     """Tokens as text."""
     with _ONE_AT_A_TIME:
@@ -70,7 +80,7 @@ def decoded(tokenizer: Any, ids: Sequence[int], **options: bool) -> str:
     return text
 
 
-def _encode(tokenizer: Any, text: str, **options: bool) -> Any:
+def _encode(tokenizer: Any, text: str | list[str], **options: bool) -> Any:
     # Not verbose: what is longer than a window is cut and counted by those who know the window.
     with _ONE_AT_A_TIME:
         return tokenizer(text, add_special_tokens=False, verbose=False, **options)

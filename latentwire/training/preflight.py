@@ -26,6 +26,7 @@ from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
+from latentwire.training import token_build
 from latentwire.training.held_out import held_out_problems
 from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
@@ -125,6 +126,8 @@ def preflight(
             f"run.tag: '{config.run.tag}' is taken by the teacher cache; choose another, or a "
             "teacher.folder"
         )
+    if config.data.token_cache and config.run.tag == token_build.FOLDER:
+        problems.append(f"run.tag: '{config.run.tag}' is taken by the token cache; choose another")
     if not (fresh and overwrite):
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
         problems += _run_problems(config, run_folder, checkpoint_folder, existing)

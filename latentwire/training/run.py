@@ -25,7 +25,7 @@ from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier, gather_json
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
-from latentwire.training import resume, teacher_build
+from latentwire.training import resume, teacher_build, token_build
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import (
@@ -88,7 +88,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             state.restore(step, job.units, unit_groups(job))
             state.restore_generators(step, rank=groups.rank, world_size=groups.world.size)
             log.info("resumed from %s", step.path)
-        if reason := _build_teachers(plan, job, stages, place, frozen, stop):
+        if reason := _fill_caches(plan, job, stages, place, frozen, stop):
             return stopped(plan, groups, reason, why=stop.reason)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
@@ -123,7 +123,7 @@ def evaluate_only(plan: Plan) -> Outcome:
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
 
 
-def _build_teachers(
+def _fill_caches(
     plan: Plan,
     job: Job,
     stages: Sequence[Stage],
@@ -131,11 +131,17 @@ def _build_teachers(
     frozen: FrozenCheck,
     stop: StopRequest,
 ) -> str:
-    """Where they are wanted; returns why the run stops, or an empty string. All must call."""
-    if not plan.config.teacher.cache:
-        return ""
-    if not plan.config.objectives.kd > 0:
+    """Those that are wanted; returns why the run stops, or an empty string. All must call."""
+    config = plan.config
+    has_teachers = config.teacher.cache and config.objectives.kd > 0
+    if config.teacher.cache and not has_teachers:
         log.info("no teacher cache is built, as objectives.kd is 0")
+    if not (has_teachers or config.data.token_cache):
+        return ""
+    if config.data.token_cache:
+        # Of all steps, made or not, so that a run that goes on finds the same file.
+        token_build.build(job, [example for stage in stages for example in stage.examples()])
+    if not has_teachers:
         return ""
     examples = []
     for stage in stages:

@@ -27,6 +27,7 @@ from latentwire.decoders.teacher_shards import ShardError, open_shard, write_sha
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.groups import Group
 from latentwire.distributed.messages import broadcast_json, gather_json
+from latentwire.training.cache_error import raise_agreed
 from latentwire.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -34,15 +35,12 @@ log = logging.getLogger(__name__)
 FOLDER = "teachers"
 """In ``checkpoint.root``, where ``teacher.folder`` names no other."""
 
+WHAT = "the teacher cache"
 _SHARD_BYTES = 64 << 20
 _SHARD_SECONDS = 60.0
 """A rank publishes what it has by then: so much is lost at most."""
 _SHOWN = 3
 """Damaged files that are named."""
-
-
-class CacheError(OSError):
-    """The teacher cache cannot be written or read, on every rank alike; what is published stays."""
 
 
 def cache_folder(config: Config) -> Path:
@@ -74,9 +72,9 @@ def build(
     # Ranks host equally many decoders: one each, or all of them.
     for name in job.decoders:
         part = _Build(job, name, list(dict.fromkeys(examples)))
-        _check(part.open(fingerprints[name]), world)
+        raise_agreed(part.open(fingerprints[name]), world, what=WHAT)
         reason = part.compute(stop)
-        _check(part.close(), world)
+        raise_agreed(part.close(), world, what=WHAT)
         found.append(part.summary())
         if reason:
             break
@@ -352,16 +350,6 @@ class _Build:
             )
         except OSError as error:
             self._problem = error
-
-
-def _check(problem: OSError | None, world: Group) -> None:
-    """Raises one rank's problem on every rank. All must call."""
-    own = None if problem is None else [problem.errno, str(problem)]
-    every = gather_json(own, world)
-    first = next((found for found in every or [] if found is not None), None)
-    found = broadcast_json(first, world)
-    if found is not None:
-        raise CacheError(found[0], f"the teacher cache: {found[1]}")
 
 
 def _report(own: Sequence[dict[str, Any] | None], world: Group, reason: str) -> None:

@@ -22,10 +22,11 @@ from latentwire.decoders import teacher_shards
 from latentwire.distributed.assembly import Job
 from latentwire.testing import run_distributed
 from latentwire.training import run, teacher_build, teaching
+from latentwire.training.cache_error import CacheError
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.preflight import preflight
 from latentwire.training.signals import StopRequest
-from latentwire.training.teacher_build import CacheError, build, cache_folder
+from latentwire.training.teacher_build import build, cache_folder
 
 STEPS = 3
 WHOLE = ["teacher.cache=true", "teacher.top_k=0", "teacher.bits=32"]

@@ -26,6 +26,7 @@ from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
 from latentwire.decoders.head import taken_apart
 from latentwire.decoders.lora import LoraSlots
 from latentwire.decoders.masks import takes_masks, token_mask
+from latentwire.decoders.table_sums import table_sums
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
 from latentwire.wire.lora import Updates
@@ -114,7 +115,7 @@ class FrozenDecoder:
 
     @cached_property
     def _embedding_moments(self) -> tuple[float, Tensor]:
-        sums = _table_sums(self.embeddings if self._table is None else self._table.own()).cpu()
+        sums = table_sums(self.embeddings if self._table is None else self._table.own()).cpu()
         if self.ranks is not None:
             sums = self.ranks.total(sums)
         square = sums[-1] / (self.vocabulary * self.hidden_size)
@@ -392,16 +393,3 @@ class FrozenDecoder:
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora
         return nullcontext() if self.lora is None else self.lora.using(lora)
-
-
-def _table_sums(table: Tensor, *, chunk: int = 1024) -> Tensor:
-    """[rows, hidden] -> [hidden + 1], fp64: the sum of the rows, and of all squares.
-
-    In parts, so that no second table comes to be beside a large one.
-    """
-    sums = torch.zeros(table.shape[1] + 1, dtype=torch.float64, device=table.device)
-    for rows in table.split(chunk):
-        part = rows.double()
-        sums[:-1] += part.sum(0)
-        sums[-1] += part.square().sum()
-    return sums

@@ -13,6 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def _wait(works: Sequence[dist.Work | None], group: dist.ProcessGroup) -> None:
+    # A message by itself would wait as long as the group could when it was made.
+    limit = group._get_backend(torch.device("cpu")).options._timeout
+    for work in works:
+        assert work is not None, "between two members of the group"
+        work.wait(limit)
+
+
 class _Allocates:
     """Buffers of ordinary memory."""
 
@@ -39,15 +47,14 @@ class PairwiseAllGather(_Allocates):
         """
         size, rank = group.size(), group.rank()
         parts = output_tensor.chunk(size)
-        works: list[Any] = []
+        works: list[dist.Work | None] = []
         for step in range(1, size):
             to, source = (rank + step) % size, (rank - step) % size
             works.append(dist.irecv(parts[source], group=group, group_src=source))
             works.append(dist.isend(input_tensor, group=group, group_dst=to))
         if parts[rank].data_ptr() != input_tensor.data_ptr():
             parts[rank].copy_(input_tensor)
-        for work in works:
-            work.wait()
+        _wait(works, group)
 
 
 class PairwiseReduceScatter(_Allocates):
@@ -79,9 +86,7 @@ class PairwiseReduceScatter(_Allocates):
                 dist.irecv(received, group=group, group_src=source),
                 dist.isend(parts[to], group=group, group_dst=to),
             ]
-            for work in works:
-                assert work is not None
-                work.wait()
+            _wait(works, group)
             output_tensor.add_(parts[rank] if step == 1 else received)
         if op == dist.ReduceOp.AVG:
             output_tensor.div_(size)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from latentwire.config import DecoderConfig
 from latentwire.distributed.groups import LayoutError, ProcessGroups
+from latentwire.distributed.pairwise import PairwiseAllGather, PairwiseReduceScatter
 from latentwire.distributed.peers import Peers, lost_peer, meet
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
@@ -31,23 +32,37 @@ def wait_for_a_late_rank(rank: int, world_size: int, kind: str) -> list[float | 
         "tensors": groups.world.handle,
         "default": None,
         "back": groups.world.handle,
+        "gathered shards": groups.world.handle,
+        "reduced shards": groups.world.handle,
     }[kind]
+
+    def message() -> None:
+        if kind == "gathered shards":
+            PairwiseAllGather()(torch.ones(world_size), torch.ones(1), handle)
+        elif kind == "reduced shards":
+            op = dist.ReduceOp.SUM
+            PairwiseReduceScatter()(torch.ones(1), torch.ones(world_size), handle, op)
+        else:
+            dist.all_reduce(torch.ones(1), group=handle)
+
     # One message first: what was connected before keeps no older limit.
-    dist.all_reduce(torch.ones(1), group=handle)
+    message()
     groups.expect_steps()
     if kind == "back":
         groups.expect_waits()
     start = time.monotonic()
     time.sleep(3 * rank)
     try:
-        dist.all_reduce(torch.ones(1), group=handle)
+        message()
     except RuntimeError as error:
         words = lost_peer(error, None, timeout=groups.timeout, key="the.key")
         return [words, time.monotonic() - start]
     return ["came", time.monotonic() - start]
 
 
-@pytest.mark.parametrize("kind", ["bookkeeping", "tensors", "default"])
+@pytest.mark.parametrize(
+    "kind", ["bookkeeping", "tensors", "default", "gathered shards", "reduced shards"]
+)
 def test_a_rank_that_does_not_answer_is_given_up_after_the_step_timeout(kind: str) -> None:
     words, seconds = run_distributed(wait_for_a_late_rank, 2, kind)[0]
     assert words.startswith("another rank did not answer for 1 s (the.key)")

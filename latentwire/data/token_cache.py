@@ -6,6 +6,7 @@ or on the file system, wait for that one.
 """
 
 import hashlib
+import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -22,6 +23,16 @@ _BATCH = 256
 """Texts that are tokenized at once, by all cores."""
 _LOOKED_AT = 8
 """Texts of a file that are tokenized again when it is opened, to be compared."""
+
+
+def problems() -> list[str]:
+    """What keeps this machine from keeping tokens, for the user."""
+    if importlib.util.find_spec("datasets") is not None:
+        return []
+    return [
+        "data.token_cache: true, but the tokens are kept by datasets, which is not here: "
+        "pip install 'latentwire[data]', or use false"
+    ]
 
 
 class TokenCache:

@@ -19,6 +19,7 @@ from latentwire.config import (
     Config,
     ConfigError,
 )
+from latentwire.data import token_cache
 from latentwire.data.sources import check_source
 from latentwire.diagnostics.sinks import missing_package
 from latentwire.diagnostics.stream import is_stream
@@ -126,8 +127,10 @@ def preflight(
             f"run.tag: '{config.run.tag}' is taken by the teacher cache; choose another, or a "
             "teacher.folder"
         )
-    if config.data.token_cache and config.run.tag == token_build.FOLDER:
-        problems.append(f"run.tag: '{config.run.tag}' is taken by the token cache; choose another")
+    if config.data.token_cache and not evaluation:
+        problems += token_cache.problems()
+        if config.run.tag == token_build.FOLDER:
+            problems.append(f"run.tag: '{config.run.tag}' is the token cache's; choose another")
     if not (fresh and overwrite):
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
         problems += _run_problems(config, run_folder, checkpoint_folder, existing)

@@ -1,5 +1,6 @@
 """A run with its tokens in files: the same numbers, and the next one makes none."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def test_a_folder_that_cannot_be_written_ends_every_rank(pair: Path, tmp_path: P
     ("more", "words"),
     [
         (["encoder.kind=byte"], "data.token_cache: true, but encoder.kind byte reads letters"),
-        (["run.tag=tokens"], "run.tag: 'tokens' is taken by the token cache"),
+        (["run.tag=tokens"], "run.tag: 'tokens' is the token cache's"),
     ],
 )
 def test_what_makes_no_sense_is_refused(
@@ -100,4 +101,18 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     overrides = small_overrides(pair, tmp_path, "data.token_cache=true", *more)
     with pytest.raises(ConfigError, match=words):
+        preflight(config_file.load("smoke", overrides), world_size=1)
+
+
+def test_without_the_library_it_is_refused(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+
+    def found(name: str, *more: Any) -> Any:
+        return None if name == "datasets" else real(name, *more)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+    overrides = small_overrides(pair, tmp_path, "data.token_cache=true")
+    with pytest.raises(ConfigError, match=r"data\.token_cache: true, but .*latentwire\[data\]"):
         preflight(config_file.load("smoke", overrides), world_size=1)

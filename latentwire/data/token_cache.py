@@ -138,26 +138,35 @@ def _make(file: Path, wanted: Sequence[tuple[bytes, str]], tokenizer: Any) -> No
     from datasets import Dataset, Features, Value
     from datasets import Sequence as ListOf
 
-    for left in file.parent.glob("tmp*"):
-        left.unlink()  # of who was killed while making it; we hold the lock
+    _clear(file.parent)  # of who was killed while making it; we hold the lock
     columns = {
         "key": Value("binary"),
         "ids": ListOf(Value("int32")),
         "ends": ListOf(Value("int32")),
     }
     texts = Dataset.from_dict({"key": [key for key, _ in wanted], "text": [t for _, t in wanted]})
-    # It writes another file and moves that to this name when it is whole.
-    texts.map(
-        _tokenized(tokenizer),
-        batched=True,
-        batch_size=_BATCH,
-        remove_columns=["text"],
-        features=Features(columns),
-        cache_file_name=str(file),
-        load_from_cache_file=False,
-        new_fingerprint=file.parent.name,
-        desc="tokens",
-    )
+    try:
+        # It writes another file and moves that to this name when it is whole.
+        texts.map(
+            _tokenized(tokenizer),
+            batched=True,
+            batch_size=_BATCH,
+            remove_columns=["text"],
+            features=Features(columns),
+            cache_file_name=str(file),
+            load_from_cache_file=False,
+            new_fingerprint=file.parent.name,
+            desc="tokens",
+        )
+    except OSError:
+        _clear(file.parent)  # a full disk need not stay so because of us
+        raise
+
+
+def _clear(folder: Path) -> None:
+    """Removes what is half written."""
+    for left in folder.glob("tmp*"):
+        left.unlink()
 
 
 def _tokenized(tokenizer: Any) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:

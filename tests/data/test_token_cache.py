@@ -1,5 +1,6 @@
 """Tokens kept in a file: those that the tokenizer makes, made once, by one process."""
 
+import errno
 import logging
 import multiprocessing
 from pathlib import Path
@@ -91,6 +92,25 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path, tokenizer: A
     (file.parent / "tmpabc").write_bytes(b"half")
     open_cache(tmp_path, TEXTS, tokenizer)
     assert sorted(path.name for path in file.parent.iterdir()) == ["lock", FILE]
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = token_cache.literal_batch
+
+    def full(*args: Any) -> Any:
+        if list(tmp_path.glob("*/tmp*")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "_BATCH", 2)
+        patch.setattr(token_cache, "literal_batch", full)
+        with pytest.raises(OSError, match="No space left"):
+            open_cache(tmp_path, TEXTS, tokenizer)
+    assert [path.name for path in tmp_path.glob("*/*")] == ["lock"]
+    assert open_cache(tmp_path, TEXTS, tokenizer).ids("a word")
 
 
 def opened(folder: Path, root: Path, results: Any) -> None:

@@ -7,6 +7,7 @@ split that the hash of its own text names.
 """
 
 import random
+from dataclasses import dataclass, replace
 
 from latentwire.data.example import Example
 from latentwire.data.profiles import (
@@ -41,19 +42,38 @@ _FRIEND = "friend"
 _PER_KIND = QUESTIONS_PER_DOCUMENT // 3
 
 
-def document(
-    seed: int, split: Split, index: int, *, min_facts: int = 12, max_facts: int = 24
-) -> Document:
-    """Document ``index`` of a split: ``min_facts`` to ``max_facts`` facts on three to five people.
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a harder document; the defaults are those of ``data.setting: hard``."""
+
+    facts: tuple[int, int] = (12, 24)
+    """Fewest and most."""
+    people: tuple[int, int] = (3, 5)
+    """Fewest and most."""
+    friends: bool = True
+    """Two of the people have a best friend among the others, and questions are about those."""
+
+    @property
+    def key(self) -> str:
+        """What names the shape's stream of random numbers."""
+        key = f"{self.facts[0]}/{self.facts[1]}"
+        same = replace(self, facts=Shape.facts) == Shape()
+        return key if same else f"{key}/{self.people}/{self.friends}"
+
+
+def document(seed: int, split: Split, index: int, *, shape: Shape | None = None) -> Document:
+    """Document ``index`` of a split, of a shape; None is the setting's own.
 
     Every attribute that is stated at all is stated of two people or more, but for the last. Of the
-    questions two are put as in the plain profiles (``kind: direct``), two in other words
-    (``paraphrased``), and two are about the best friend of somebody (``two_hop``).
+    six questions two are put as in the plain profiles (``kind: direct``), two in other words
+    (``paraphrased``), and two are about the best friend of somebody (``two_hop``). A document of
+    fewer facts has fewer.
     """
-    rng = random.Random(f"hard/{seed}/{split}/{index}/{min_facts}/{max_facts}")
+    shape = shape or Shape()
+    rng = random.Random(f"hard/{seed}/{split}/{index}/{shape.key}")
     while True:
-        people = _people(rng, rng.randint(3, 5))
-        facts = _facts(rng, people, rng.randint(min_facts, max_facts))
+        people = _people(rng, rng.randint(*shape.people))
+        facts = _facts(rng, people, rng.randint(*shape.facts), friends=shape.friends)
         context = " ".join(
             rng.choice(ATTRIBUTES[fact.attribute].statements).format(n=fact.person, v=fact.value)
             for fact in facts
@@ -77,10 +97,10 @@ def _people(rng: random.Random, count: int) -> list[str]:
     return found
 
 
-def _facts(rng: random.Random, people: list[str], num_facts: int) -> list[Fact]:
-    facts = []
+def _facts(rng: random.Random, people: list[str], num_facts: int, *, friends: bool) -> list[Fact]:
+    facts: list[Fact] = []
     # Friendships first: two of the people are friends of others of them.
-    for person in rng.sample(people, 2):
+    for person in rng.sample(people, 2) if friends else ():
         friend = rng.choice([other for other in people if other != person])
         facts.append(Fact(person=person, attribute=_FRIEND, value=friend))
     keys = [key for key in ATTRIBUTES if key != _FRIEND]
@@ -109,7 +129,8 @@ def _questions(rng: random.Random, facts: list[Fact]) -> list[tuple[str, str, st
         if fact.person == friend
     ]
     two_hop = rng.sample(hops, min(_PER_KIND, len(hops)))
-    single = rng.sample(facts, QUESTIONS_PER_DOCUMENT - len(two_hop))
+    num_single = min(QUESTIONS_PER_DOCUMENT - len(two_hop), len(facts))
+    single = rng.sample(facts, num_single)
     found = [
         ("two_hop", rng.choice(ATTRIBUTES[fact.attribute].questions).format(n=who), fact.value)
         for fact, who in two_hop

@@ -40,9 +40,13 @@ class Phase:
     steps: int
     learning_rate: float
     """Peak."""
+    documents: int = 16
+    """Of one step."""
     hard_share: float = 0.0
-    """Share of a batch's documents that are of the harder profiles. Without any the documents
+    """Share of a step's documents that are of the harder profiles. Without any the documents
     start short and grow."""
+    hard_shape: profiles_hard.Shape = profiles_hard.Shape(facts=(10, 25))
+    """Of those documents; by default they go a little beyond the evaluated sizes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +77,19 @@ def load_specs(path: Path) -> dict[str, TinySpec]:
     tree = yaml.safe_load(path.read_text())
     return {
         name: TinySpec(
-            name=name, phases=tuple(Phase(**phase) for phase in entry.pop("phases")), **entry
+            name=name, phases=tuple(_phase(**phase) for phase in entry.pop("phases")), **entry
         )
         for name, entry in tree.items()
     }
+
+
+def _phase(*, hard_shape: Mapping[str, Any] | None = None, **entry: Any) -> Phase:
+    if hard_shape is None:
+        return Phase(**entry)
+    shape: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in hard_shape.items()
+    }
+    return Phase(hard_shape=profiles_hard.Shape(**shape), **entry)
 
 
 def build_tokenizer(spec: TinySpec, *, seed: int) -> PreTrainedTokenizerFast:
@@ -215,13 +228,14 @@ def pretrain(
     *,
     seed: int,
     steps: int | None = None,
-    batch_documents: int = 16,
+    batch_documents: int | None = None,
     device: torch.device | None = None,
 ) -> tuple[Any, PreTrainedTokenizerFast]:
     """Trains one model of the pair from scratch and returns it with its tokenizer.
 
     Args:
         steps: of each phase, in place of the specification's own number.
+        batch_documents: of each step, likewise.
         device: where it is trained, and left; None is the CPU.
 
     The same seed, steps and batch size on the CPU of the same machine give the same weights. A GPU
@@ -237,13 +251,13 @@ def pretrain(
     rng = random.Random(seed)
     for number, phase in enumerate(spec.phases, start=1):
         phase = phase if steps is None else replace(phase, steps=steps)
+        phase = phase if batch_documents is None else replace(phase, documents=batch_documents)
         train_phase(
             model,
             DecoderPrompts(tokenizer),
             phase,
             rng=rng,
             seed=seed,
-            batch_documents=batch_documents,
             name=f"{spec.name}, phase {number}",
         )
     torch.set_num_threads(threads_before)
@@ -257,7 +271,6 @@ def train_phase(
     *,
     rng: random.Random,
     seed: int,
-    batch_documents: int,
     name: str,
 ) -> None:
     """Trains ``model`` for one phase, in place, on the device it is on.
@@ -272,7 +285,7 @@ def train_phase(
     start = time.perf_counter()
     for step in range(phase.steps):
         progress = step / phase.steps
-        docs = _documents(phase, progress, rng=rng, seed=seed, number=batch_documents)
+        docs = _documents(phase, progress, rng=rng, seed=seed)
         ids, positions, mask, labels, is_answer = _batch(prompts, docs, device=model.device)
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(progress, phase.learning_rate)
@@ -309,11 +322,9 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=native)
 
 
-def _documents(
-    phase: Phase, progress: float, *, rng: random.Random, seed: int, number: int
-) -> list[Document]:
+def _documents(phase: Phase, progress: float, *, rng: random.Random, seed: int) -> list[Document]:
     """The training documents of one step."""
-    num_hard = round(phase.hard_share * number)
+    num_hard = round(phase.hard_share * phase.documents)
     low, high = _facts_range(1.0 if num_hard else progress)
     plain = [
         document(
@@ -324,10 +335,10 @@ def _documents(
             max_facts=high,
             crowded=index % 2 == 0,
         )
-        for index in range(number - num_hard)
+        for index in range(phase.documents - num_hard)
     ]
     hard = [
-        profiles_hard.document(seed, "train", rng.randrange(1 << 40), min_facts=10, max_facts=25)
+        profiles_hard.document(seed, "train", rng.randrange(1 << 40), shape=phase.hard_shape)
         for _ in range(num_hard)
     ]
     return plain + hard

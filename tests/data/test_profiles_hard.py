@@ -5,7 +5,7 @@ import re
 import pytest
 
 from latentwire.data.profiles import ATTRIBUTES, split_of
-from latentwire.data.profiles_hard import PARAPHRASES, document
+from latentwire.data.profiles_hard import PARAPHRASES, Shape, document
 from latentwire.data.sources import SourceError, open_source
 
 DOCUMENTS = [document(0, "train", index) for index in range(60)]
@@ -15,6 +15,44 @@ def test_a_document_is_a_function_of_its_number() -> None:
     assert document(3, "test", 5) == document(3, "test", 5)
     assert document(3, "test", 5) != document(4, "test", 5)
     assert all(split_of(document(0, "validation", i).context) == "validation" for i in range(20))
+
+
+def test_documents_of_the_setting_stay_what_they_were() -> None:
+    """Scores on them are kept, and compared with later ones."""
+    assert document(0, "test", 0).context.startswith("Gina starts the day with lemonade. ")
+    assert document(0, "test", 0, shape=Shape()) == document(0, "test", 0)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(facts=(6, 8), people=(2, 2)),
+        Shape(facts=(4, 9), people=(3, 3), friends=False),
+        Shape(facts=(2, 2), people=(2, 2), friends=False),
+    ],
+)
+def test_a_document_has_the_sizes_of_its_shape(shape: Shape) -> None:
+    docs = [document(0, "train", index, shape=shape) for index in range(30)]
+    assert docs != [document(1, "train", index, shape=shape) for index in range(30)]
+    for doc in docs:
+        assert shape.facts[0] <= len(doc.facts) <= shape.facts[1]
+        assert len({fact.person for fact in doc.facts}) <= shape.people[1]
+        assert any(fact.attribute == "friend" for fact in doc.facts) == shape.friends
+        assert any(example.kind == "two_hop" for example in doc.examples) <= shape.friends
+        assert len(doc.examples) == min(6, len(doc.facts))
+        assert all(example.answers[0] in doc.context for example in doc.examples)
+
+
+def test_the_smallest_document_asks_whose_a_value_is() -> None:
+    shape = Shape(facts=(2, 2), people=(2, 2), friends=False)
+    for index in range(30):
+        doc = document(0, "train", index, shape=shape)
+        assert len({fact.person for fact in doc.facts}) == 2
+        assert len({fact.attribute for fact in doc.facts}) == 1
+        assert [example.kind for example in sorted(doc.examples, key=lambda e: e.kind)] == [
+            "direct",
+            "paraphrased",
+        ]
 
 
 def test_documents_are_long_and_on_several_people_who_share_attributes() -> None:

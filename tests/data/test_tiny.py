@@ -20,7 +20,7 @@ from transformers import (
 
 from latentwire import config_file
 from latentwire.config import DecoderConfig
-from latentwire.data import tiny
+from latentwire.data import profiles_hard, tiny
 from latentwire.data.profiles import Document, document
 from latentwire.data.prompts import DecoderPrompts
 from latentwire.data.tokenizers import load_tokenizer
@@ -54,16 +54,28 @@ def built(family: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_is_the_same_two_families_and_starts_on_plain_profiles(size: str) -> None:
-    assert set(SIZES) == {"tiny", "small"}
+    assert set(SIZES) == {"tiny", "tiny_hard", "small"}
     assert {name: spec.model_type for name, spec in SIZES[size].items()} == {
         name: spec.model_type for name, spec in SPECS.items()
     }
     for spec in SIZES[size].values():
         plain, *later = spec.phases
         assert plain.hard_share == 0
-        assert all(0.5 <= phase.hard_share < 1 for phase in later)
-        assert min(phase.steps for phase in spec.phases) >= 1000
+        assert all(0.5 <= phase.hard_share <= 1 for phase in later)
+        assert min(phase.steps for phase in spec.phases) >= 500
+        if later:
+            assert later[-1].hard_share < 1, "what was learnt of the plain ones is kept"
+            assert later[-1].hard_shape == profiles_hard.Shape(facts=(10, 25))
     assert len(SIZES["small"]["llama"].phases) == 2, "the larger pair reads the harder ones too"
+
+
+def test_the_pair_for_the_harder_profiles_starts_as_the_embedded_pair(family: str) -> None:
+    plain, hard = SPECS[family], SIZES["tiny_hard"][family]
+    first, *later = hard.phases
+    assert dataclasses.replace(hard, phases=(first,)) == plain
+    alone = profiles_hard.Shape(facts=(2, 2), people=(2, 2), friends=False)
+    assert later[0].hard_shape == alone, "nothing tells the answer but whose it is"
+    assert later[0].documents == 48
 
 
 def test_sizes_have_the_parameters_their_readers_count_on(family: str) -> None:
@@ -75,6 +87,7 @@ def test_sizes_have_the_parameters_their_readers_count_on(family: str) -> None:
             model = tiny.build_model(specs[family], tokenizer)
         assert type(model) is MODEL_CLASSES[family]
         counts[size] = model.num_parameters()
+    assert counts["tiny_hard"] == counts["tiny"]
     assert counts["tiny"] == {"llama": 1_316_216, "qwen": 1_178_656}[family], "as README says"
     assert counts["small"] == {"llama": 24_138_240, "qwen": 23_010_112}[family], "as README says"
     assert 20e6 <= counts["small"] <= 40e6
@@ -255,11 +268,15 @@ def is_hard(doc: Document) -> bool:
 
 @pytest.mark.parametrize(("share", "num_hard"), [(0.0, 0), (0.25, 2), (0.6, 5), (1.0, 8)])
 def test_a_step_has_the_share_of_hard_documents_asked_for(share: float, num_hard: int) -> None:
-    phase = tiny.Phase(steps=10, learning_rate=1e-3, hard_share=share)
+    shape = profiles_hard.Shape(facts=(6, 8), people=(2, 2))
+    phase = tiny.Phase(
+        steps=10, learning_rate=1e-3, documents=8, hard_share=share, hard_shape=shape
+    )
     for progress in (0.0, 0.5):
-        docs = tiny._documents(phase, progress, rng=random.Random(0), seed=0, number=8)
+        docs = tiny._documents(phase, progress, rng=random.Random(0), seed=0)
         assert sum(map(is_hard, docs)) == num_hard
         assert len(docs) == 8
+        assert all(6 <= len(doc.facts) <= 8 for doc in docs if is_hard(doc))
         plain = [len(doc.facts) for doc in docs if not is_hard(doc)]
         short = progress == 0 and share == 0
         assert all(size <= 4 if short else size >= 4 for size in plain), "short ones come first"
@@ -299,7 +316,7 @@ def test_phases_train_one_model_and_each_restarts_the_learning_rate(
     model, _ = tiny.pretrain(spec, seed=0, batch_documents=2)
     hook.remove()
 
-    assert tuple(ran) == phases
+    assert ran == [dataclasses.replace(phase, documents=2) for phase in phases]
     first, second = rates.values()
     assert first[0] == second[0] == 0, "each warms up anew"
     assert first[1] > first[2] > 0

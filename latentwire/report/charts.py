@@ -1,22 +1,14 @@
 """Which charts a report has, and what is drawn in each."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latentwire.config import OBJECTIVES
+from latentwire.report.curves import SPREAD, CurveMaker
 from latentwire.report.run_data import RunData
-from latentwire.report.series import RunSeries, Series, is_number, line
+from latentwire.report.series import Series, is_number, line
 
-MAX_RANKS = 8
-"""Up to so many ranks of a decoder each have a curve; of more, the spread and the most unlike."""
-_UNLIKE = 3
-_SPREAD: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
-    ("least", min),
-    ("median", median),
-    ("greatest", max),
-)
 _GIB = 2**30
 
 GAUGES = {
@@ -58,109 +50,19 @@ class ChartMaker:
 
     def __init__(self, runs: Sequence[RunData]) -> None:
         self.runs = runs
-        self.series = [RunSeries(run.rows) for run in runs]
-        self.decoders = list(dict.fromkeys(d for one in self.series for d in one.decoders))
-        self._keys = list(dict.fromkeys(key for one in self.series for key in one.measured()))
-
-    def _named(self, run: int, name: str) -> str:
-        return name if len(self.runs) == 1 else f"{self.runs[run].name}: {name}"
-
-    def _by_decoder(
-        self, key: str, *, reduce: Callable[[list[float]], float] = median
-    ) -> list[Series]:
-        """A curve per run and decoder: colours are decoders, or runs where there are several."""
-        found = []
-        for run, one in enumerate(self.series):
-            for decoder in one.decoders:
-                number = self.decoders.index(decoder)
-                colour, dash = (number, 0) if len(self.runs) == 1 else (run, number)
-                curve = one.over_ranks(
-                    self._named(run, decoder),
-                    key,
-                    decoder=decoder,
-                    reduce=reduce,
-                    colour=colour,
-                    dash=dash,
-                    run=run,
-                )
-                found += [curve] if curve else []
-        return found
-
-    def _by_key(
-        self, keys: Sequence[str], *, decoder: str | None, names: Sequence[str]
-    ) -> list[Series]:
-        """A curve per run and key, the median over ranks: colours are keys, dashes runs."""
-        found = []
-        for run, one in enumerate(self.series):
-            for number, (key, name) in enumerate(zip(keys, names, strict=True)):
-                named = self._named(run, name)
-                # Colours come again after the eighth; another dash tells them apart.
-                dash = run + number // 8
-                curve = one.over_ranks(
-                    named, key, decoder=decoder, colour=number, dash=dash, run=run
-                )
-                found += [curve] if curve else []
-        return found
-
-    def _by_rank(self, key: str) -> list[Series]:
-        found: list[Series] = []
-        for run, one in enumerate(self.series):
-            for decoder in one.decoders:
-                found += self._ranks_of(run, key, decoder, start=len(found))
-        return found
-
-    def _ranks_of(self, run: int, key: str, decoder: str, *, start: int) -> list[Series]:
-        one = self.series[run]
-        curves = {
-            rank: one.of_rank(
-                self._named(run, f"{decoder}, rank {rank}"), key, decoder=decoder, rank=rank
-            )
-            for own, rank in one.streams
-            if own == decoder
-        }
-        curves = {rank: curve for rank, curve in sorted(curves.items()) if curve.xs}
-        chosen = list(curves.values())
-        if len(curves) > MAX_RANKS:
-            kinds = _SPREAD
-            spread = [
-                one.over_ranks(
-                    self._named(run, f"{decoder}, {name} of {len(curves)} ranks"),
-                    key,
-                    decoder=decoder,
-                    reduce=reduce,
-                )
-                for name, reduce in kinds
-            ]
-            unlike = sorted(curves.values(), key=lambda c: -_distance(c, spread[1]))
-            chosen = [curve for curve in spread if curve] + unlike[:_UNLIKE]
-        return [
-            replace(curve, colour=start + number, dash=(start + number) // 8, run=run)
-            for number, curve in enumerate(chosen)
-        ]
-
-    def _ranks_note(self) -> str:
-        hosts = [
-            sum(own == decoder for own, _ in one.streams)
-            for one in self.series
-            for decoder in one.decoders
-        ]
-        if max(hosts, default=0) <= MAX_RANKS:
-            return ""
-        return (
-            f"Of a decoder on more than {MAX_RANKS} ranks: the spread, and the {_UNLIKE} ranks "
-            "most unlike the median."
-        )
+        self.curves = CurveMaker(runs)
 
     def losses(self) -> list[Chart]:
         """Each objective, trained ones first, and the accuracy of the answer's first token."""
-        weighted = {key.removeprefix("weight_") for key in self._keys if key.startswith("weight_")}
+        keys = self.curves.keys
+        weighted = {key.removeprefix("weight_") for key in keys if key.startswith("weight_")}
         names = sorted(OBJECTIVES, key=lambda name: name not in weighted)
         charts = [
             Chart(
                 id=f"loss-{name}",
                 title=f"{name}" + ("" if not weighted or name in weighted else " (only measured)"),
                 y_name=name,
-                series=self._by_decoder(name),
+                series=self.curves.by_decoder(name),
             )
             for name in names
         ]
@@ -169,7 +71,7 @@ class ChartMaker:
                 id="first_acc",
                 title="First-token accuracy",
                 y_name="share right",
-                series=self._by_decoder("first_acc"),
+                series=self.curves.by_decoder("first_acc"),
             )
         )
         charts.append(
@@ -177,15 +79,15 @@ class ChartMaker:
                 id="tf_local",
                 title="tf of each rank's own part",
                 y_name="tf_local",
-                series=self._by_rank("tf_local"),
-                note=self._ranks_note(),
+                series=self.curves.by_rank("tf_local"),
+                note=self.curves.ranks_note(),
             )
         )
         return _drawn(charts)
 
     def norms(self) -> list[Chart]:
         """Global norms by unit; of each decoder by objective, for each place; then by rank."""
-        totals = [key for key in self._keys if key.startswith("grad_norm")]
+        totals = [key for key in self.curves.keys if key.startswith("grad_norm")]
         world = [key for key in totals if "/" not in key]
         units = [key for key in totals if "/" in key]
         charts = [
@@ -194,7 +96,7 @@ class ChartMaker:
                 title="Norm of the whole gradient",
                 y_name="norm",
                 is_log=True,
-                series=self._by_key(world, decoder=None, names=world),
+                series=self.curves.by_key(world, decoder=None, names=world),
                 note="Over all units, ranks and groups. grad_norm is the one before clipping.",
             )
         ]
@@ -204,19 +106,19 @@ class ChartMaker:
                 title=f"{decoder}: norm of the whole gradient, by unit",
                 y_name="norm",
                 is_log=True,
-                series=self._by_key(
+                series=self.curves.by_key(
                     units, decoder=decoder, names=[k.removeprefix("grad_norm/") for k in units]
                 ),
                 note="What the decoders share has one gradient, which is that of all of them.",
             )
-            for decoder in self.decoders
+            for decoder in self.curves.decoders
         ]
-        objectives = [k for k in self._keys if k.startswith("grad_") and k not in totals]
+        objectives = [k for k in self.curves.keys if k.startswith("grad_") and k not in totals]
         places = list(dict.fromkeys(key.partition("/")[2] for key in objectives))
         for place in places:
             keys = [key for key in objectives if key.partition("/")[2] == place]
             names = [key.partition("/")[0].removeprefix("grad_") for key in keys]
-            for decoder in self.decoders:
+            for decoder in self.curves.decoders:
                 where = place or "what the decoder reads"
                 charts.append(
                     Chart(
@@ -224,12 +126,13 @@ class ChartMaker:
                         title=f"{decoder}: objectives' gradients at {where}",
                         y_name="norm",
                         is_log=True,
-                        series=self._by_key(keys, decoder=decoder, names=names),
+                        series=self.curves.by_key(keys, decoder=decoder, names=names),
                         note="Of unweighted objectives; "
                         + ("over the group." if place else "the median over the group's ranks."),
                     )
                 )
-        weighted = [k for k in objectives if f"weight_{k.removeprefix('grad_')}" in self._keys]
+        weights = {key.replace("grad_", "weight_", 1): key for key in objectives}
+        weighted = [key for weight, key in weights.items() if weight in self.curves.keys]
         for key in weighted or [k for k in objectives if "/" not in k]:
             charts.append(
                 Chart(
@@ -237,8 +140,8 @@ class ChartMaker:
                     title=f"{key}, by rank",
                     y_name="norm",
                     is_log=True,
-                    series=self._by_rank(key),
-                    note=self._ranks_note(),
+                    series=self.curves.by_rank(key),
+                    note=self.curves.ranks_note(),
                 )
             )
         return _drawn(charts)
@@ -246,19 +149,19 @@ class ChartMaker:
     def health(self) -> list[Chart]:
         """Each gauge over the steps."""
         keys: dict[str, None] = dict.fromkeys(GAUGES)
-        for one in self.series:
+        for one in self.curves.series:
             for stream in one.health.values():
                 keys.update(dict.fromkeys(k for k in stream.measured() if k not in _NO_GAUGE))
         charts = []
         for key in keys:
             found = []
-            for run, one in enumerate(self.series):
+            for run, one in enumerate(self.curves.series):
                 for number, (decoder, stream) in enumerate(one.health.items()):
                     points = stream.points(key)
                     if points:
-                        colour, dash = (number, 0) if len(self.runs) == 1 else (run, number)
+                        colour, dash = self.curves.look(run, number)
                         look = {"colour": colour, "dash": dash, "run": run}
-                        curve = line(self._named(run, decoder), points, stream.holes, **look)
+                        curve = line(self.curves.named(run, decoder), points, stream.holes, **look)
                         found.append(curve)
             title = GAUGES.get(key, key)
             charts.append(Chart(id=f"health-{key}", title=title, y_name=key, series=found))
@@ -267,11 +170,10 @@ class ChartMaker:
     def speed(self) -> list[Chart]:
         """Seconds a step over the ranks, what they go into, and memory."""
         found = []
-        kinds = _SPREAD
-        for run, one in enumerate(self.series):
-            for number, (name, reduce) in enumerate(kinds):
+        for run, one in enumerate(self.curves.series):
+            for number, (name, reduce) in enumerate(SPREAD):
                 curve = one.over_ranks(
-                    self._named(run, f"{name} of the ranks"),
+                    self.curves.named(run, f"{name} of the ranks"),
                     "sec_per_step",
                     reduce=reduce,
                     colour=number,
@@ -279,34 +181,34 @@ class ChartMaker:
                     run=run,
                 )
                 found += [curve] if curve else []
-        parts = [k for k in self._keys if k.endswith("_seconds")]
+        parts = [k for k in self.curves.keys if k.endswith("_seconds")]
         charts = [
             Chart(id="sec_per_step", title="Seconds a step", y_name="s", series=found),
             Chart(
                 id="seconds",
                 title="Where time goes",
                 y_name="s",
-                series=self._by_key(parts, decoder=None, names=parts),
+                series=self.curves.by_key(parts, decoder=None, names=parts),
                 note="The median over the ranks.",
             ),
             Chart(
                 id="peak_memory",
                 title="Peak memory",
                 y_name="GiB",
-                series=self._by_decoder(
+                series=self.curves.by_decoder(
                     "peak_memory_bytes", reduce=lambda values: max(values) / _GIB
                 ),
                 note="Of the rank that took most.",
             ),
         ]
-        rates = [k for k in self._keys if k.startswith("lr_")]
-        weights = [k for k in self._keys if k.startswith("weight_")]
+        rates = [k for k in self.curves.keys if k.startswith("lr_")]
+        weights = [k for k in self.curves.keys if k.startswith("weight_")]
         charts.append(
             Chart(
                 id="lr",
                 title="Learning rates",
                 y_name="rate",
-                series=self._by_key(rates, decoder=None, names=rates),
+                series=self.curves.by_key(rates, decoder=None, names=rates),
             )
         )
         charts.append(
@@ -315,7 +217,7 @@ class ChartMaker:
                 title="Objectives' weights",
                 y_name="weight",
                 is_log=True,
-                series=self._by_key(
+                series=self.curves.by_key(
                     weights, decoder=None, names=[k.removeprefix("weight_") for k in weights]
                 ),
             )
@@ -333,7 +235,7 @@ class ChartMaker:
         }
         for key, name in names.items():
             found = []
-            for run, (data, one) in enumerate(zip(self.runs, self.series, strict=True)):
+            for run, (data, one) in enumerate(zip(self.runs, self.curves.series, strict=True)):
                 points: dict[str, dict[int, float | None]] = {}
                 for row in data.validations:
                     x = one.axis.at(row)
@@ -342,9 +244,9 @@ class ChartMaker:
                             value = scores[key] if is_number(scores[key]) else None
                             points.setdefault(decoder, {})[x] = value
                 for number, (decoder, own) in enumerate(points.items()):
-                    colour, dash = (number, 0) if len(self.runs) == 1 else (run, number)
+                    colour, dash = self.curves.look(run, number)
                     look = {"colour": colour, "dash": dash, "run": run}
-                    found.append(line(self._named(run, decoder), own, (), **look))
+                    found.append(line(self.curves.named(run, decoder), own, (), **look))
             charts.append(
                 Chart(id=f"val-{key}", title=f"Validation, {name}", y_name=name, series=found)
             )
@@ -365,12 +267,13 @@ class ChartMaker:
                 marks.sort(key=lambda mark: mark[0])
                 if not marks:
                     continue
+                colour, dash = self.curves.look(run, number)
                 intervals = [own.get("em_ci95") or [own["em"]] * 2 for _, _, own in marks]
                 found.append(
                     {
-                        "name": self._named(run, decoder),
-                        "colour": number if len(self.runs) == 1 else run,
-                        "dash": 0 if len(self.runs) == 1 else number,
+                        "name": self.curves.named(run, decoder),
+                        "colour": colour,
+                        "dash": dash,
                         "x": [ratio for ratio, _, _ in marks],
                         "y": [own["em"] for _, _, own in marks],
                         "low": [low for low, _ in intervals],
@@ -392,17 +295,8 @@ class ChartMaker:
 
     def explorer(self) -> dict[str, list[Series]]:
         """Every key of the rows, by rank."""
-        found = {key: self._by_rank(key) for key in self._keys}
+        found = {key: self.curves.by_rank(key) for key in self.curves.keys}
         return {key: curves for key, curves in found.items() if curves}
-
-
-def _distance(curve: Series, middle: Series | None) -> float:
-    """How far a rank is from the median, over the steps that both have."""
-    if middle is None:
-        return 0.0
-    known = dict(zip(middle.xs, middle.ys, strict=True))
-    pairs = [(y, known.get(x)) for x, y in zip(curve.xs, curve.ys, strict=True)]
-    return sum(abs(y - other) for y, other in pairs if y is not None and other is not None)
 
 
 def _drawn(charts: Iterable[Chart]) -> list[Chart]:

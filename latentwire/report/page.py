@@ -47,7 +47,7 @@ def page(runs: Sequence[RunData]) -> str:
         ),
         "Health": join(
             [
-                _each(runs, lambda i: tables.health(runs[i], maker.series[i])),
+                _each(runs, lambda i: tables.health(runs[i], maker.curves.series[i])),
                 _figures(groups["health"]),
             ]
         ),
@@ -57,7 +57,7 @@ def page(runs: Sequence[RunData]) -> str:
         "Speed, memory and schedules": join(
             [
                 _figures(groups["speed"]),
-                _each(runs, lambda i: tables.ranks(maker.series[i])),
+                _each(runs, lambda i: tables.ranks(maker.curves.series[i])),
             ]
         ),
         "Any key, by rank": _explorer(explorer),
@@ -68,7 +68,7 @@ def page(runs: Sequence[RunData]) -> str:
     data = {
         "runs": [
             {"name": run.name, "starts": series.axis.starts, "end": series.axis.end}
-            for run, series in zip(runs, maker.series, strict=True)
+            for run, series in zip(runs, maker.curves.series, strict=True)
         ],
         "charts": [_payload(chart) for charts in groups.values() for chart in charts],
         "explorer": {key: [_curve(s) for s in found] for key, found in explorer.items()},

@@ -13,7 +13,8 @@ import stream_cases
 from latentwire import cli
 from latentwire.config import ConfigError
 from latentwire.report.cards import choose
-from latentwire.report.charts import MAX_RANKS, ChartMaker
+from latentwire.report.charts import ChartMaker
+from latentwire.report.curves import MAX_RANKS
 from latentwire.report.html import element, script_json
 from latentwire.report.run_data import read_run
 from latentwire.report.writing import write_report

@@ -85,13 +85,17 @@ def _evaluate_exported(folder: Path, options: Arguments) -> int:
         evaluation=True,
         exported=True,
     )
-    return _supervised(plan, lambda: evaluate_exported(plan, folder))
+    return _supervised(plan, lambda: evaluate_exported(plan, folder), has_checkpoints=False)
 
 
-def _supervised(plan: Plan, work: Callable[[], Outcome]) -> int:
-    """Runs ``work``; a failure leaves its reason in the status and goes on its way."""
+def _supervised(plan: Plan, work: Callable[[], Outcome], *, has_checkpoints: bool = True) -> int:
+    """Runs ``work``; a failure leaves its reason in the status and goes on its way.
+
+    Args:
+        has_checkpoints: the work reads or writes the run's own.
+    """
     try:
-        with _locked(plan):
+        with _locked(plan, has_checkpoints=has_checkpoints):
             return _recorded(plan, work)
     except ConfigError as error:
         # Of the lock: nothing of the run that another job has may be touched.
@@ -100,11 +104,14 @@ def _supervised(plan: Plan, work: Callable[[], Outcome]) -> int:
         process_groups.stop()
 
 
-def _locked(plan: Plan) -> AbstractContextManager[object]:
+def _locked(plan: Plan, *, has_checkpoints: bool) -> AbstractContextManager[object]:
     """The run, for this job alone; rank 0 has it for all."""
     if process_groups.launch_rank() != 0:
         return nullcontext()
-    return RunLock({"run.root": plan.run_folder, "checkpoint.root": plan.checkpoint_folder})
+    folders = {"run.root": plan.run_folder}
+    if has_checkpoints:
+        folders["checkpoint.root"] = plan.checkpoint_folder
+    return RunLock(folders)
 
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:

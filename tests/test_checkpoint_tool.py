@@ -227,6 +227,7 @@ def test_an_export_evaluates_as_the_run_did(
     assert again.pop("checkpoint")["which"] == "exported"
     own.pop("checkpoint")
     assert again == own
+    assert not (tmp_path / "checkpoints").exists(), "it has no checkpoints, and makes no place"
     refused = python("-m", "latentwire.cli", "train", "--wire", str(out))
     assert refused.returncode == 2 and "evaluated, not trained" in refused.stderr
     refused = python("-m", "latentwire.cli", "eval", "--wire", str(tmp_path))

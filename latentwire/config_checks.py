@@ -229,6 +229,13 @@ def _objective_problems(config: Config) -> list[str]:
             f"diagnostics.grad_diag_components: {', '.join(unknown)} is no objective; there are "
             f"{', '.join(OBJECTIVES)}"
         )
+    missing = [] if config.gist.use_gist_head else ["gist"]
+    missing += [] if config.adapter.use_soft_prompt else ["latent_align", "manifold", "scale_l2"]
+    if never := [name for name in config.diagnostics.grad_diag_components if name in missing]:
+        found.append(
+            f"diagnostics.grad_diag_components: {', '.join(never)} is about a part that the "
+            "configuration leaves out; take it off the list"
+        )
     sinks = config.diagnostics.sinks
     unknown = [name for name in sinks if name not in SINKS]
     if unknown:

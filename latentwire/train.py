@@ -23,7 +23,7 @@ from latentwire.training.guard import NonFiniteError
 from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
-from latentwire.training.run_lock import RunLock
+from latentwire.training.run_lock import RunLock, is_held
 from latentwire.training.status import read_status, write_status
 
 log = logging.getLogger(__name__)
@@ -33,12 +33,12 @@ _HELD_BACK_SECONDS = 30.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains; returns the process's exit code."""
-    return _guarded(arguments, _train)
+    return _guarded(arguments, _train, makes_runs=True)
 
 
 def main_eval(arguments: Sequence[str] | None = None) -> int:
     """Evaluates the best or last checkpoint of a run; returns the process's exit code."""
-    return _guarded(arguments, _evaluate)
+    return _guarded(arguments, _evaluate, makes_runs=False)
 
 
 def _train(options: Arguments) -> int:
@@ -196,7 +196,9 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     return None
 
 
-def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int]) -> int:
+def _guarded(
+    arguments: Sequence[str] | None, command: Callable[[Arguments], int], *, makes_runs: bool
+) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     log_to(None, rank=process_groups.launch_rank())
     options = None
@@ -204,10 +206,23 @@ def _guarded(arguments: Sequence[str] | None, command: Callable[[Arguments], int
         options = parse(arguments)
         return command(options)
     except ConfigError as error:
-        folder = None
-        if options is not None and not options.dry_run:
-            folder = config_file.guess_run_folder(options.recipe, options.overrides)
-        return _refuse(error, folder)
+        return _refuse(error, _refused_run(options, makes_runs=makes_runs))
+
+
+def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:
+    """The run whose status is to say that a command was refused; None where none is.
+
+    A command that was refused has done nothing: a run that is finished stays so, and one that
+    another job is at has that job's status.
+    """
+    if options is None or options.dry_run or options.wire is not None:
+        return None
+    folder = config_file.guess_run_folder(options.recipe, options.overrides)
+    if folder is None or not (makes_runs or folder.exists()):
+        return None
+    # Where rank 0 had nothing to refuse, it is the one that has the run.
+    is_others = process_groups.launch_rank() == 0 and is_held(folder)
+    return None if is_others or read_status(folder).get("state") == "finished" else folder
 
 
 def _refuse(error: ConfigError, folder: Path | None) -> int:

@@ -12,8 +12,9 @@ import pytest
 from conftest import REPOSITORY, small_overrides
 from launching import command, python, status
 
-from latentwire import cli
+from latentwire import cli, train
 from latentwire.train import main
+from latentwire.training.status import read_status, write_status
 
 
 def test_every_problem_is_reported_at_once(
@@ -107,6 +108,29 @@ def test_a_missing_extra_is_named(
     assert "latentwire[quant]" in message
 
 
+@pytest.mark.parametrize("state", ["finished", "running", "preempted"])
+def test_a_refused_command_takes_back_no_word_of_a_run_that_stands(
+    state: str, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run stays so, and so does one that another job is at; else the refusal is told."""
+    run = tmp_path / "runs" / "test"
+    write_status(run, state=state)
+    monkeypatch.setattr(train, "is_held", lambda folder: folder == run and state == "running")
+    assert main(small_overrides(pair, tmp_path, "wire.poolin=mean")) == 2
+    assert read_status(run)["state"] == ("failed" if state == "preempted" else state)
+
+
+def test_what_evaluates_a_run_that_is_not_there_makes_none(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main_eval([*small_overrides(pair, tmp_path), "run.tag=typo"]) == 2
+    assert "run.tag: 'typo' has no checkpoint in" in capsys.readouterr().err
+    assert train.main_eval([f"--wire={tmp_path / 'typo'}"]) == 2
+    assert "is no exported wire" in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.name in ("status.json", "run.lock")]
+
+
 def test_an_unreachable_hub_ends_within_ten_seconds(
     pair: Path,
     tmp_path: Path,
@@ -191,7 +215,7 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     assert main(overrides) == 0  # finished: prints the table, trains nothing
     assert len((folder / "diagnostics.jsonl").read_text().splitlines()) == len(rows)
     assert main([*overrides, "wire.ratio=6"]) == 2
-    assert status(tmp_path)["state"] == "failed"
+    assert status(tmp_path)["state"] == "finished", "a refusal undoes nothing"
     assert main(["--fresh", *overrides]) == 2
     (folder / "metrics.json").unlink()
     again = python("-m", "latentwire.cli", "eval", *overrides, "eval.samples=9")

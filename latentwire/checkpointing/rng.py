@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from latentwire.files import publish
 
 _STATES = "generators"
 
@@ -33,9 +35,13 @@ def capture() -> tuple[dict[str, Tensor], str]:
 
 
 def write(path: Path, state: tuple[dict[str, Tensor], str]) -> None:
-    """Writes what ``capture`` gave into a safetensors file."""
+    """Writes what ``capture`` gave into a safetensors file, durably.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     tensors, plain = state
-    save_file(tensors, path, metadata={_STATES: plain})
+    publish(path, save(tensors, metadata={_STATES: plain}))
 
 
 def restore(path: Path) -> None:

@@ -84,6 +84,8 @@ def part_norms(
         parts: whose norms are wanted, of ``wire.parts``; those that are not there are left out.
     """
     found: Norms = {name: {key: {} for key in objectives} for name in job.decoders}
+    if not objectives:
+        return found  # none of those that are asked for is there in this step
     at_latents: dict[tuple[str, str], list[Tensor]] = {}
     for name in job.decoders:
         _decoder_unit(job, name, kept, objectives, parts, found[name], at_latents)

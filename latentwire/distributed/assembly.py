@@ -93,7 +93,9 @@ class Job:
             self.tokenizer,
             self.config,
             device=self.device,
-            never_none=self.decoders[name].ranks is not None,
+            # What stands in for nothing reaches every weight that a text would: ranks that reduce
+            # gradients together then have the same ones.
+            never_none=self.groups.world.size > 1 or self.decoders[name].ranks is not None,
         )
 
     def parts(self, batch: GlobalBatch) -> Iterator[tuple[str, DecoderBatch]]:

@@ -84,6 +84,9 @@ class ZeroUnit:
     def local_weights(self) -> dict[str, list[Tensor]]:
         return self._by_part([[flat.detach()] for flat in self._zero.masters()])
 
+    def put_away(self) -> None:
+        pass  # ZeRO 3 parts a layer's weights again right after its forward.
+
     @contextlib.contextmanager
     def whole_weights(self) -> Iterator[dict[str, Tensor]]:
         named = dict(self._engine.module.named_parameters())

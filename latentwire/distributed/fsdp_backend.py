@@ -101,12 +101,15 @@ class FsdpUnit:
             by_part.setdefault(self._part_of(name), []).append(local(parameter).detach())
         return by_part
 
-    @contextmanager
-    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
-        # A forward without a backward leaves whole weights in the module; these are the shards'.
+    def put_away(self) -> None:
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[dict[str, Tensor]]:
+        # Those that a forward may have left in the module are not the shards'.
+        self.put_away()
         whole = {}
         for name, parameter in self.module.named_parameters():
             tensor = parameter.detach()
@@ -148,10 +151,7 @@ class FsdpUnit:
 
     def import_state(self, state: UnitState) -> None:
         check_fits(state, self._shapes(), unit=self._name)
-        for part in self.module.modules():
-            if isinstance(part, FSDPModule):
-                # A forward without a backward leaves whole weights, which the next would read.
-                part.reshard()
+        self.put_away()
         with torch.no_grad():
             for name, parameter in self._named.items():
                 local(parameter).copy_(local(state.weights[name]))

@@ -55,6 +55,10 @@ class ShardedUnit(Protocol):
     def local_weights(self) -> dict[str, list[Tensor]]:
         """This rank's share of the fp32 master weights, by part of the unit; not copies."""
 
+    def put_away(self) -> None:
+        """Frees the whole weights that a forward without a backward leaves behind, which the next
+        forward would read."""
+
     def whole_weights(self) -> AbstractContextManager[dict[str, Tensor]]:
         """Every parameter whole, frozen ones too, as the forward computes with them. All members
         must enter and leave; the tensors hold only between the two."""

@@ -45,6 +45,8 @@ _EVALUATION_KEYS = (
     "precision",
 )
 """What an evaluation may set differently from the run that trained the wire."""
+_PAIRS = ("tiny", "tiny_hard")
+"""Folders of ``checkpoints`` that are models and no runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +122,9 @@ def preflight(
     problems += _stream_problems(config.diagnostics.diagnostic_log)
     run_folder = Path(config.run.root) / config.run.tag
     checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
-    if (Path(config.checkpoint.root) / "tiny").resolve() == checkpoint_folder.resolve():
-        problems.append("run.tag: 'tiny' is taken by the embedded pair's folder; choose another")
+    for pair in _PAIRS:
+        if (Path(config.checkpoint.root) / pair).resolve() == checkpoint_folder.resolve():
+            problems.append(f"run.tag: '{pair}' is a folder of embedded models; choose another")
     if config.teacher.cache and cache_folder(config).resolve() == checkpoint_folder.resolve():
         problems.append(
             f"run.tag: '{config.run.tag}' is taken by the teacher cache; choose another, or a "
@@ -131,6 +134,9 @@ def preflight(
         problems += token_cache.problems()
         if config.run.tag == token_build.FOLDER:
             problems.append(f"run.tag: '{config.run.tag}' is the token cache's; choose another")
+    if evaluation and not exported and not checkpoint_folder.exists():
+        tag = config.run.tag
+        problems.append(f"run.tag: '{tag}' has no checkpoint in {checkpoint_folder}; train it")
     if not (fresh and overwrite):
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
         problems += _run_problems(config, run_folder, checkpoint_folder, existing)
@@ -240,19 +246,25 @@ def _run_problems(
     changes = changed_keys(before, config)
     if existing == "evaluate":
         changes = [change for change in changes if not change.startswith(_EVALUATION_KEYS)]
-    return [
-        f"{change}; choose another run.tag, or delete the run with --fresh --overwrite"
-        for change in changes
-    ]
+    return [f"{change}; {_instead(change)}" for change in changes]
+
+
+def _instead(change: str) -> str:
+    """What may be done where a key of a run cannot change."""
+    if change.startswith("eval."):
+        return "evaluate the run so with `latentwire eval`, or choose another run.tag"
+    return "keep the run's value, or choose another run.tag"
 
 
 def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
     """The configuration an existing run was started with; None for a new one."""
-    step = newest(checkpoint_folder)
+    step, problem = newest(checkpoint_folder), ""
     for path in (run_folder / "config.yaml", step.path / "config.yaml" if step else None):
         if path is not None and path.is_file():
             try:
                 return config_file.from_tree(yaml.safe_load(path.read_text(encoding="utf-8")))
             except (yaml.YAMLError, AttributeError, TypeError) as error:
-                raise ConfigError([f"{path} cannot be read: {first_line(error)}"]) from None
+                problem = f"{path} cannot be read: {first_line(error)}"
+    if problem:
+        raise ConfigError([problem])
     return None

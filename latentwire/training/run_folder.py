@@ -12,6 +12,7 @@ import yaml
 from transformers.utils import logging as transformers_logging
 
 from latentwire import config_file
+from latentwire.files import replace_text
 from latentwire.training import run_lock
 from latentwire.training.preflight import Plan
 
@@ -40,7 +41,7 @@ def prepare(plan: Plan, *, wipe: bool) -> None:
     link.symlink_to(plan.checkpoint_folder.resolve(), target_is_directory=True)
     text = yaml.safe_dump(config_file.to_tree(plan.config), sort_keys=False)
     comment = "".join(f"# {line}\n" for line in environment())
-    (plan.run_folder / "config.yaml").write_text(comment + text, encoding="utf-8")
+    replace_text(plan.run_folder / "config.yaml", comment + text)
 
 
 def _empty(folder: Path) -> None:

@@ -82,6 +82,16 @@ def _locked(key: str, folder: Path) -> IO[str]:
     return file
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process has the run at present."""
+    try:
+        with (folder / FILE).open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
+
+
 def _is_own_job(holder: str) -> bool:
     """Whether a lock's text is of this scheduler's job: of an attempt before this one."""
     job = os.environ.get("SLURM_JOB_ID")

@@ -12,7 +12,7 @@ from latentwire.distributed.assembly import Job
 from latentwire.distributed.groups import Group
 from latentwire.training.preflight import Plan
 from latentwire.training.signals import StopRequest
-from latentwire.training.stages import Stage, StepPlan
+from latentwire.training.stages import Stage
 from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
 
@@ -68,18 +68,8 @@ def place_at(
         samples=step * own.batch_size,
         tokens=trainer.num_tokens,
         num_skipped=trainer.guard.num_skipped,
-        schedules=_schedules(own.plan(step)),
+        schedules=own.schedules(step),
         validation=validator.standing,
         balance=trainer.auto_weights.balance.state(),
         health=health,
     )
-
-
-def _schedules(plan: StepPlan) -> dict[str, Any]:
-    return {
-        "rates": dict(plan.rates),
-        "weights": {name: weight for name, weight in plan.weights.items() if weight > 0},
-        "k": plan.k,
-        "keep_prob": plan.draws.keep_prob,
-        "text_share": plan.draws.text_share,
-    }

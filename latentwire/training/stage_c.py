@@ -10,6 +10,7 @@ from typing import Any
 
 from latentwire.data.example import Example
 from latentwire.data.sources import DataSource, Split
+from latentwire.diagnostics.stream import encodable
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import barrier
 from latentwire.evaluation.arms import arms_of
@@ -183,7 +184,7 @@ def _write_report(plan: Plan) -> None:
 
 
 def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(json.dumps(encodable(row), allow_nan=False) + "\n" for row in rows)
 
 
 def print_result(plan: Plan, metrics: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from latentwire.config import Config
 from latentwire.data.draws import StepDraws
@@ -92,6 +92,18 @@ class Stage:
             k=self._k(step),
             is_last=step == self.num_steps,
         )
+
+    def schedules(self, step: int) -> dict[str, Any]:
+        """What changes over the steps, as it is in this one, for the record. Unlike ``plan`` it
+        draws no examples."""
+        draws = self._draws(step)
+        return {
+            "rates": self._rates(step),
+            "weights": {name: weight for name, weight in self._weights(step).items() if weight > 0},
+            "k": self._k(step),
+            "keep_prob": draws.keep_prob,
+            "text_share": draws.text_share,
+        }
 
     def _buckets(self) -> Buckets | None:
         number = self._config.data.length_buckets

@@ -68,6 +68,9 @@ def _candidates(root: Path, every: Sequence[Step], wanted: str | None) -> dict[s
     if wanted is None:
         return {"steps": names, "others": []}
     step = commit.step_named(root, wanted)
+    is_path = len(Path(wanted).parts) > 2
+    if step is not None and is_path and Path(wanted).resolve() != step.path.resolve():
+        step = None  # of another run
     others = [name for name in names if step is None or name != step.name]
     if step is None or step not in every:
         there = ", ".join(names[:_SHOWN]) or "none"

@@ -187,10 +187,8 @@ class Trainer:
             if record.is_logged:
                 self._record(record)
                 for unit in self._job.units.values():
-                    # Looking into it was a forward without a backward, which may leave whole
-                    # weights behind for the next forward to read; this puts them away.
-                    with unit.whole_weights():
-                        pass
+                    # Looking into it was a forward without a backward.
+                    unit.put_away()
 
     def _judge(self, plan: StepPlan, record: StepRecord, gradient: GlobalGradient) -> None:
         if gradient.is_finite:

@@ -123,7 +123,11 @@ class Validator:
             "is_best": is_best,
             "decoders": decoders,
         }
-        self._stream.write([row] if self._job.groups.rank == 0 else [])
+        try:
+            self._stream.write([row] if self._job.groups.rank == 0 else [])
+        except OSError as error:
+            # The checkpoint has the standing too, and a lost row is no reason to lose the run.
+            log.warning("the scores of step %d could not be written: %s", step, error)
 
     def _report(
         self,

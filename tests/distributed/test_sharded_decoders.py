@@ -174,6 +174,26 @@ def test_ranks_with_nothing_to_write_keep_up(pair: Path, tmp_path: Path) -> None
             assert row == pytest.approx(wanted, abs=1e-4)
 
 
+def test_ranks_with_nothing_to_write_reduce_the_same_gradients(pair: Path, tmp_path: Path) -> None:
+    """Where all that is trained is what one rank has nothing of."""
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "placement=colocated",
+        "train.batch_size=4",
+        "train.stage_a.steps=3",
+        "train.stage_a.warmup_text_latent_prob=1",
+        "train.stage_a.warmup_text_latent_steps=1000000",
+        *(f"objectives.{name}=0" for name in ("tf", "first", "kd", "span")),
+        "objectives.continuation=1",
+        *BACKENDS["fsdp"],
+        *ONLY_DEEP,
+    )
+    first, second = run_distributed(curve_on_rank, 2, overrides)
+    assert [row["grad_norm"] for row in first] == [row["grad_norm"] for row in second]
+    assert all(row["grad_norm"] > 0 for row in first)
+
+
 def train_on_rank(
     rank: int, world_size: int, overrides: list[str], resume_from: str | None = None
 ) -> str:

@@ -93,6 +93,12 @@ def test_schedules_reach_every_step(pair: Path, tmp_path: Path) -> None:
         if plans[step].mode == "mixed":
             assert share == pytest.approx(0.8 - 0.5 * (step - 1) / 10)
     assert {plans[step].mode for step in range(11, 22)} == {"latent"}, "the warm-up is over"
+    for step, plan in plans.items():
+        told = stage.schedules(step)
+        assert told["rates"] == plan.rates and told["k"] == plan.k
+        assert told["weights"] == {key: value for key, value in plan.weights.items() if value}
+        assert told["keep_prob"] == plan.draws.keep_prob
+        assert told["text_share"] == plan.draws.text_share
     draws = {(p.draws.ratios, p.draws.ratio_mode) for p in plans.values()}
     assert draws == {((2, 4), "summed")}
     assert len({plan.draws.seed for plan in plans.values()}) == len(plans)
@@ -155,6 +161,25 @@ def test_rows_tell_what_was_measured(pair: Path, tmp_path: Path) -> None:
         assert (row["continuation"] is not None) == (row["mode"] == "mixed")
         unmeasured = set(OBJECTIVES) - ANSWER - {"manifold", "continuation"}
         assert all(row[name] is None for name in unmeasured)
+
+
+def test_a_step_that_has_none_of_the_named_components_has_no_norms(
+    pair: Path, tmp_path: Path
+) -> None:
+    overrides = small_overrides(
+        pair,
+        tmp_path,
+        "placement=colocated",
+        "sharding.backend=fsdp",
+        "objectives.continuation=0.5",
+        "diagnostics.grad_diag_interval=1",
+        "diagnostics.grad_diag_units=[]",
+        "diagnostics.grad_diag_components=[continuation]",
+    )
+    (rows,) = run_distributed(rows_on_rank, 1, overrides)
+    assert {row["mode"] for row in rows} == {"latent"}, "nothing stays text to go on with"
+    norms = {key for row in rows for key in row if key.startswith("grad_")}
+    assert norms and all(key.startswith("grad_norm") for key in norms)
 
 
 def resumed_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:

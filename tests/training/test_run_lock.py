@@ -55,6 +55,16 @@ def test_another_job_is_named_and_a_killed_one_holds_nothing(
         pass
 
 
+def test_that_a_run_is_held_can_be_asked(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    assert run_lock.is_held(tmp_path / "b")
+    assert not run_lock.is_held(tmp_path / "never")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait(timeout=30)
+    assert (tmp_path / "b" / run_lock.FILE).exists() and not run_lock.is_held(tmp_path / "b")
+    with RunLock({"run.root": tmp_path / "b"}):
+        pass  # asking takes nothing
+
+
 def test_a_job_waits_for_its_own_earlier_attempt(
     tmp_path: Path, holder: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

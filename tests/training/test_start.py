@@ -123,6 +123,15 @@ def test_without_a_run_there_is_nothing_to_start_from(tmp_path: Path) -> None:
     assert start(tmp_path) == {"at": None, "said": ""}
 
 
+def test_another_runs_step_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    own, other = tmp_path / "b", tmp_path / "a"
+    mine, theirs = publish(own, "B", 2), publish(other, "B", 2)
+    later = publish(own, "B", 4)
+    refused = start(own, wanted=str(theirs.path))["refused"]
+    assert "is no checkpoint of this run" in refused and later.path.exists()
+    assert start(own, wanted=str(mine.path))["at"] == [mine.name, 24]
+
+
 def test_an_evaluation_mends_nothing(tmp_path: Path) -> None:
     older, newest = publish(tmp_path, "A", 4), publish(tmp_path, "B", 2)
     flip(newest.path / TENSORS)

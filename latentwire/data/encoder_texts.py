@@ -11,7 +11,7 @@ from torch import Tensor
 from latentwire.config import AdapterConfig, Config, EncoderConfig, WireConfig
 from latentwire.data.moving import moved
 from latentwire.data.token_cache import TokenCache, open_cache
-from latentwire.data.tokenizers import literal_ends, literal_ids, load_tokenizer, remembered
+from latentwire.data.tokenizers import Remembered, literal_ends, literal_ids, load_tokenizer
 
 BYTE_WINDOW = 4096
 """Longest text of the byte encoder, where ``encoder.max_tokens`` says nothing else."""
@@ -158,8 +158,7 @@ class EncoderTokenizer:
         self.max_tokens = min(encoder.max_tokens or window, window) - len(self.lead)
         self._wire = config.wire
         self._adapter = config.adapter
-        self._cache: dict[str, list[int]] = {}
-        self._ends: dict[str, list[int]] = {}
+        self._remember()
         self.cut_texts: set[int] = set()
         """Hashes of the texts that did not fit."""
 
@@ -180,17 +179,19 @@ class EncoderTokenizer:
         assert isinstance(self._pieces, _Tokens), "validated with the configuration"
         known = open_cache(root, texts, self._pieces.tokenizer)
         self._pieces = _Known(self._pieces, known)
+        self._remember()
         return len(known)
 
     def ids(self, text: str) -> list[int]:
         """The text's tokens, at most ``max_tokens`` of them."""
-        ids = remembered(self._cache, text, self._pieces.ids)
+        ids = self._ids(text)
         if len(ids) > self.max_tokens:
             self.cut_texts.add(hash(text))
         return ids[: self.max_tokens]
 
-    def _ends_of(self, text: str) -> list[int]:
-        return remembered(self._ends, text, self._pieces.ends)
+    def _remember(self) -> None:
+        self._ids = Remembered(self._pieces.ids)
+        self._ends_of = Remembered(self._pieces.ends)
 
     def num_latents(self, text: str, ratio: int | None = None) -> int:
         """Shared latents of a text."""

@@ -14,11 +14,11 @@ from latentwire.data.batch import num_shared
 from latentwire.data.chat import INSTRUCTION, chat_frame, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.tokenizers import (
+    Remembered,
     decoded,
     frame_ids,
     literal_ends,
     literal_ids,
-    remembered,
     special_strings,
 )
 
@@ -108,7 +108,7 @@ class DecoderPrompts:
         self.pad = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
-        self._cache: dict[tuple[str, str, str], tuple[int, ...]] = {}
+        self._of_pieces = Remembered(self._tokenize)
         self.cut_contexts: set[int] = set()
         """Hashes of the contexts that did not fit the window."""
         self.long_wires: set[int] = set()
@@ -254,8 +254,7 @@ class DecoderPrompts:
 
     def _framed(self, opening: str, user: str, closing: str) -> tuple[int, ...]:
         """Tokens of a user's text between pieces of the frame, where special tokens may stand."""
-        key = (opening, user, closing)
-        return remembered(self._cache, key, self._tokenize)
+        return self._of_pieces((opening, user, closing))
 
     def _tokenize(self, key: tuple[str, str, str]) -> tuple[int, ...]:
         opening, user, closing = key

@@ -1,8 +1,8 @@
 """Loading a tokenizer as its folder describes it."""
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence, Sized
+from typing import Any, Generic, TypeVar
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
@@ -10,10 +10,10 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from latentwire.config import DecoderConfig, EncoderConfig
 
 K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
+V = TypeVar("V", bound=Sized)
 
-CACHED = 100_000
-"""Texts whose tokens are remembered."""
+_KEPT = 4_000_000
+"""Tokens that are remembered, of all texts together; some 150 MB."""
 _ONE_AT_A_TIME = threading.Lock()
 """Held by whoever tokenizes: a fast tokenizer keeps in itself whether special tokens are to be
 split, and a call that sets it changes the meaning of one that runs in another thread."""
@@ -86,11 +86,36 @@ def _encode(tokenizer: Any, text: str | list[str], **options: bool) -> Any:
         return tokenizer(text, add_special_tokens=False, verbose=False, **options)
 
 
-def remembered(cache: dict[K, V], key: K, make: Callable[[K], V]) -> V:
-    """``make(key)``, or what it was before; a cache may be shared by threads."""
-    found = cache.get(key)
-    if found is None:
-        if len(cache) > CACHED:
-            cache.clear()
-        found = cache[key] = make(key)
-    return found
+class Remembered(Generic[K, V]):
+    """Calls ``make``, and keeps what it said last, up to so many tokens; threads may share it.
+
+    Args:
+        limit: sum of the lengths of what is kept.
+    """
+
+    def __init__(self, make: Callable[[K], V], *, limit: int = _KEPT) -> None:
+        self._make = make
+        self._limit = limit
+        self._known: dict[K, V] = {}
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, key: K) -> V:
+        found = self._known.get(key)
+        if found is None:
+            found = self._make(key)
+            with self._lock:
+                self._keep(key, found)
+        return found
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._known
+
+    def _keep(self, key: K, value: V) -> None:
+        if key in self._known:
+            return  # another thread was faster
+        self._known[key] = value
+        self._size += len(value)
+        while self._size > self._limit:
+            oldest = next(iter(self._known))
+            self._size -= len(self._known.pop(oldest))

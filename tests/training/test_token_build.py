@@ -37,7 +37,7 @@ def runs_on_rank(rank: int, world_size: int, attempts: list[list[str]]) -> list[
         make(*args)
 
     def cutting(self: EncoderTokenizer, text: str) -> list[int]:
-        before = text in self._cache
+        before = text in self._ids
         result = ids(self, text)
         known = getattr(self._pieces, "_known", None)
         counts["cut"] += not before and (known is None or known.ids(text) is None)

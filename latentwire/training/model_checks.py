@@ -39,7 +39,8 @@ def encoder_problems(config: Config) -> list[str]:
     if encoder.lora.rank:
         try:
             with torch.device("meta"):
-                make_backbone(encoder, AutoModel.from_config(model))
+                code = {"trust_remote_code": encoder.trust_remote_code}
+                make_backbone(encoder, AutoModel.from_config(model, **code))
         except ValueError as error:
             found.append(f"encoder.lora.targets: '{encoder.lora.targets}': {first_line(error)}")
     return found
@@ -68,18 +69,17 @@ def decoder_problems(config: Config, name: str) -> list[str]:
             f"adapter.hidden_mult: {config.adapter.hidden_mult} of {key}.model's hidden size "
             f"{hidden_size} is less than 1; use more"
         )
+    code = {"trust_remote_code": settings.trust_remote_code}
     if settings.shard > 1:
         is_bf16 = (settings.precision or config.precision) == "bf16"
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(
-                model, trust_remote_code=settings.trust_remote_code
-            )
+            empty = AutoModelForCausalLM.from_config(model, **code)
         dtype = torch.bfloat16 if is_bf16 else torch.float32
         found += sharding_problems(name, settings, empty, dtype=dtype)
     if settings.lora.rank:
         try:
             with torch.device("meta"):
-                LoraSlots(AutoModelForCausalLM.from_config(model), settings.lora.targets)
+                LoraSlots(AutoModelForCausalLM.from_config(model, **code), settings.lora.targets)
         except ValueError as error:
             found.append(f"{key}.lora.targets: {error}")
     return found

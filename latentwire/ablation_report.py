@@ -80,7 +80,9 @@ def _opening(ablation: Ablation, default: Scores) -> list[str]:
             "is the mean of the columns that a row has, with the 95 % interval over documents. "
             "`against the default` pairs documents and seeds, over what both rows have; "
             "`wrong wire` reads the wires of other documents. Reading the text itself: "
-            f"{default.mean_em('text'):.3f}.",
+            f"{default.mean_em('text'):.3f}. Intervals are over documents: of a row with one seed "
+            "they leave out what another seed would have changed. `s/step` also depends on what "
+            "else the machine did.",
             "",
         ]
     if len(default.results) > 1:
@@ -206,7 +208,8 @@ def _controls(default: Scores) -> list[str]:
     return [
         "## The default beside its controls",
         "",
-        "Exact match, the mean over seeds. Truncated text is as long as the wire.",
+        "Exact match, the mean over seeds. Truncated text is as long as the wire; what stands "
+        "after a comma is a kind of question.",
         "",
         markdown(header, cells),
         "",

@@ -104,8 +104,8 @@ def test_a_missing_extra_is_named(
     overrides = ("sharding.backend=deepspeed", "decoders.qwen.quantization=nf4")
     assert main(small_overrides(pair, tmp_path, *overrides)) == 2
     message = capsys.readouterr().err
-    assert "latentwire[deepspeed]" in message
-    assert "latentwire[quant]" in message
+    assert ".[deepspeed]" in message
+    assert ".[quant]" in message
 
 
 @pytest.mark.parametrize("state", ["finished", "running", "preempted"])

@@ -141,7 +141,7 @@ def _is_prepared(name: str, variant: str | None) -> bool:
 
 
 def _missing_library(library: str, purpose: str) -> str:
-    return f"data.path: {library} is needed {purpose}: pip install 'latentwire[data]'"
+    return f"data.path: {library} is needed {purpose}: pip install -e '.[data]'"
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -31,7 +31,7 @@ def problems() -> list[str]:
         return []
     return [
         "data.token_cache: true, but the tokens are kept by datasets, which is not here: "
-        "pip install 'latentwire[data]', or use false"
+        "pip install -e '.[data]', or use false"
     ]
 
 

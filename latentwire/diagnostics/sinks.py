@@ -35,7 +35,7 @@ class Sink(Protocol):
 def missing_package(name: str) -> str | None:
     """What keeps a sink from being used: the end of a sentence that begins with its key."""
     if importlib.util.find_spec(name) is None:
-        return f"needs {name}; pip install 'latentwire[{name}]', or leave it out"
+        return f"needs {name}; pip install -e '.[{name}]', or leave it out"
     return None
 
 

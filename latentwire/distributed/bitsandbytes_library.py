@@ -12,7 +12,7 @@ def library_problem(*, optimizer: bool) -> str | None:
     The end of a sentence that begins with the key; None where nothing does.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        return "needs bitsandbytes; pip install 'latentwire[quant]'"
+        return "needs bitsandbytes; pip install -e '.[quant]'"
     # On import it warns of a faster kernel that no frozen decoder could use: it has no backward.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes
@@ -27,7 +27,7 @@ def library_problem(*, optimizer: bool) -> str | None:
     step = "bitsandbytes::optimizer_update_8bit_blockwise"
     if optimizer and not torch.cuda.is_available() and not _has_cpu_kernel(step):
         return (
-            f"needs a GPU with bitsandbytes {version}; pip install -U 'latentwire[quant]' for one "
+            f"needs a GPU with bitsandbytes {version}; pip install -U bitsandbytes for one "
             "with 8-bit optimizers on the CPU"
         )
     return None

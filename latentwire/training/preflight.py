@@ -189,7 +189,7 @@ def _extra_problems(config: Config) -> list[str]:
         else:
             found.append(
                 "sharding.backend: 'deepspeed' is not installed; "
-                "pip install 'latentwire[deepspeed]', or use sharding.backend=fsdp"
+                "pip install -e '.[deepspeed]', or use sharding.backend=fsdp"
             )
     found += _bitsandbytes_problems(config)
     found += [

@@ -190,7 +190,7 @@ def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "rows.parquet"
     path.write_text("x")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    extra = "pip install 'latentwire[data]'"
+    extra = "pip install -e '.[data]'"
     assert extra in one_problem("squad", str(path))
     assert extra in one_problem("squad", None)
     assert extra in one_problem("squad", "some-org/some-set")

@@ -196,5 +196,5 @@ def test_a_missing_package_is_said_at_the_start(
     overrides = small_overrides(pair, tmp_path, "diagnostics.sinks=[wandb, tensorboard]")
     assert main(overrides) == 2
     message = capsys.readouterr().err
-    assert "diagnostics.sinks: 'wandb' needs wandb; pip install 'latentwire[wandb]'" in message
+    assert "diagnostics.sinks: 'wandb' needs wandb; pip install -e '.[wandb]'" in message
     assert "'tensorboard'" not in message

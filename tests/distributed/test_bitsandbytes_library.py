@@ -38,7 +38,7 @@ def test_a_missing_library_is_named_with_every_key(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    need = "needs bitsandbytes; pip install 'latentwire[quant]', or use"
+    need = "needs bitsandbytes; pip install -e '.[quant]', or use"
     assert refusal(pair, tmp_path, *ASKED) == [
         f"decoders.llama.quantization: 'nf4' {need} none",
         f"decoders.qwen.quantization: 'int8' {need} none",

@@ -28,6 +28,7 @@ SOME = ("fsdp", "zero2", "zero3_sharded")
 SHARDED = (*SOME, "zero1", "zero3")
 EVERY_OBJECTIVE = [*EVERYTHING, f"diagnostics.grad_diag_components={','.join(OBJECTIVES)}"]
 STEP = 1
+ALONE = SimpleNamespace(world=SimpleNamespace(size=1))
 
 
 def rows_on_rank(
@@ -49,7 +50,9 @@ def reference(overrides: list[str]) -> dict[str, dict[str, float]]:
     config = single.config
     plan = jobs.make_stage(config).plan(STEP)
     # As much of a job as measuring asks for.
-    job: Any = SimpleNamespace(**vars(single), device=torch.device("cpu"), teachers={})
+    job: Any = SimpleNamespace(
+        **vars(single), device=torch.device("cpu"), teachers={}, groups=ALONE
+    )
     job.part_texts = partial(Job.part_texts, job)
     found: dict[str, dict[str, float]] = {}
     for name, prompts in single.prompts.items():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,8 +62,16 @@ class DiagnosticsStream:
             for rank_rows in gathered
             for row in rank_rows
         ]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in every)
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in every)
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            # Half a row would spoil the one that comes after it.
+            if self._path.exists():
+                os.truncate(self._path, size)
+            raise
         return every
 
 

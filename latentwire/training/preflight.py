@@ -262,7 +262,10 @@ def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
     for path in (run_folder / "config.yaml", step.path / "config.yaml" if step else None):
         if path is not None and path.is_file():
             try:
-                return config_file.from_tree(yaml.safe_load(path.read_text(encoding="utf-8")))
+                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+                if not isinstance(tree, dict):
+                    raise TypeError("it holds no configuration")
+                return config_file.from_tree(tree)
             except (yaml.YAMLError, AttributeError, TypeError) as error:
                 problem = f"{path} cannot be read: {first_line(error)}"
     if problem:

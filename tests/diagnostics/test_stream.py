@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -117,3 +119,22 @@ def test_rows_of_other_runs_stay(tmp_path: Path) -> None:
     path.write_text(f"{own}\n{other}\n")
     stream(path).forget_after("A", 2)
     assert path.read_text() == f"{other}\n"
+
+
+def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that fit again later stand on lines of their own."""
+    monkeypatch.setattr("latentwire.diagnostics.stream.gather_json", lambda rows, world: [rows])
+    path = tmp_path / "rows.jsonl"
+    rows = stream(path)
+    rows.write([{"step": 1}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+        with pytest.raises(OSError, match="too large"):
+            rows.write([{"step": 2}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    rows.write([{"step": 3}])
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from latentwire import config_file
 from latentwire.checkpointing import commit, manifest
 from latentwire.checkpointing.commit import Step, step_at
 from latentwire.checkpointing.manifest import Manifest, describe_file
@@ -17,6 +19,7 @@ from latentwire.config import ConfigError, DecoderConfig
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
+from latentwire.training.preflight import recorded_config
 from latentwire.training.start import agreed_start
 
 TENSORS = "encoder/shard-00001-model-00001-of-00001.safetensors"
@@ -130,6 +133,18 @@ def test_another_runs_step_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     refused = start(own, wanted=str(theirs.path))["refused"]
     assert "is no checkpoint of this run" in refused and later.path.exists()
     assert start(own, wanted=str(mine.path))["at"] == [mine.name, 24]
+
+
+def test_a_torn_configuration_gives_way_to_the_checkpoints(tmp_path: Path, recipe: str) -> None:
+    run, kept = tmp_path / "run", publish(tmp_path / "saved", "A", 1).path / "config.yaml"
+    config = config_file.load(recipe)
+    kept.write_text(yaml.safe_dump(config_file.to_tree(config)))
+    run.mkdir()
+    for torn in ("", "run: [", "half a line"):
+        (run / "config.yaml").write_text(torn)
+        assert recorded_config(run, tmp_path / "saved") == config
+        with pytest.raises(ConfigError, match="config.yaml cannot be read"):
+            recorded_config(run, tmp_path / "none")
 
 
 def test_an_evaluation_mends_nothing(tmp_path: Path) -> None:

@@ -5,14 +5,19 @@ import threading
 from latentwire.data.tokenizers import Remembered
 
 
-def test_what_was_made_last_is_kept_up_to_the_limit() -> None:
+def noted(*, limit: int) -> tuple[Remembered[str, list[str]], list[str]]:
+    """A text's letters, and the texts of which they were made."""
     made: list[str] = []
 
     def make(text: str) -> list[str]:
         made.append(text)
         return list(text)
 
-    letters = Remembered(make, limit=10)
+    return Remembered(make, limit=limit), made
+
+
+def test_what_was_made_last_is_kept_up_to_the_limit() -> None:
+    letters, made = noted(limit=10)
     assert letters("abcd") == letters("abcd") == list("abcd")
     assert letters("efgh") == list("efgh")
     assert made == ["abcd", "efgh"]
@@ -24,13 +29,7 @@ def test_what_was_made_last_is_kept_up_to_the_limit() -> None:
 
 
 def test_what_alone_is_too_long_is_made_and_not_kept() -> None:
-    made: list[str] = []
-
-    def make(text: str) -> list[str]:
-        made.append(text)
-        return list(text)
-
-    letters = Remembered(make, limit=3)
+    letters, made = noted(limit=3)
     for _ in range(2):
         assert letters("abcd") == list("abcd")
     assert made == ["abcd"] * 2 and "abcd" not in letters

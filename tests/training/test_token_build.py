@@ -114,5 +114,7 @@ def test_without_the_library_it_is_refused(
 
     monkeypatch.setattr(importlib.util, "find_spec", found)
     overrides = small_overrides(pair, tmp_path, "data.token_cache=true")
-    with pytest.raises(ConfigError, match=r"data\.token_cache: true, but .*latentwire\[data\]"):
+    with pytest.raises(
+        ConfigError, match=r"data\.token_cache: true, but .*pip install -e '\.\[data\]'"
+    ):
         preflight(config_file.load("smoke", overrides), world_size=1)

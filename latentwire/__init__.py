@@ -13,4 +13,8 @@ def __getattr__(name: str) -> Any:
         from latentwire.wire.exported import load_wire
 
         return load_wire
+    if name == "load_reader":
+        from latentwire.evaluation.asking import load_reader
+
+        return load_reader
     raise AttributeError(f"module 'latentwire' has no attribute '{name}'")

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "verify":
             return _verify(options.step)
         if options.command == "diff":
-            return _diff(_step(options.first), _step(options.second))
-        return _export(_step(options.step), options.out)
+            return _diff(step_of(options.first), step_of(options.second))
+        return _export(step_of(options.step), options.out)
     except ConfigError as error:
         print("\n".join(f"latentwire checkpoint: {p}" for p in error.problems), file=sys.stderr)
         return 2
@@ -66,8 +66,12 @@ def _root(text: str) -> Path:
     return root
 
 
-def _step(text: str) -> Step:
-    """One step, from what the user has named."""
+def step_of(text: str) -> Step:
+    """One step, from what the user has named: a step's folder, or a run and its latest step.
+
+    Raises:
+        ConfigError: there is none.
+    """
     path = Path(text)
     step = commit.step_named(path.parent.parent, text)
     if step is not None and step.path.is_dir():

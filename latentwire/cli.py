@@ -1,5 +1,6 @@
 """The ``latentwire`` command: training, evaluation, sweeps, reports, and what runners need."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ commands:
   bench        say how long a step takes, and what of it computes
   plan         say whether a job fits its GPUs, and how it is laid out
   checkpoint   list, verify, compare and export what a run has saved
+  ask          put questions on a text to the decoders that read its wire
   watch        show how a run goes, live or as plain lines
   report       write a run's report, or one that compares several runs
   accept       check whether a finished run is good enough to build on
@@ -23,6 +25,9 @@ commands:
 
 latentwire <command> --help tells more.
 """
+
+_PIPE_CLOSED = 141
+"""What a shell calls the end by SIGPIPE."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bench": _bench,
         "plan": _plan,
         "checkpoint": _checkpoint,
+        "ask": _ask,
         "watch": _watch,
         "report": _report,
         "accept": _accept,
@@ -50,7 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in commands:
         print(f"latentwire: unknown command '{given[0]}'\n\n{USAGE}", end="", file=sys.stderr)
         return 2
-    return commands[given[0]](given[1:])
+    try:
+        code = commands[given[0]](given[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the lines has left; nothing may be flushed to there at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    return code
 
 
 def _train(arguments: list[str]) -> int:
@@ -99,6 +112,12 @@ def _checkpoint(arguments: list[str]) -> int:
     from latentwire.checkpoint_tool import main as checkpoint
 
     return checkpoint(arguments)
+
+
+def _ask(arguments: list[str]) -> int:
+    from latentwire.ask import main as ask
+
+    return ask(arguments)
 
 
 def _watch(arguments: list[str]) -> int:

@@ -22,6 +22,7 @@ FLOORS: list[set[str]] = [
             "environment",
             "from_env",
             "accept",
+            "ask",
         },
         *{
             "tiny_build",

@@ -66,7 +66,7 @@ def test_every_command_is_of_a_known_kind() -> None:
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
     known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report", "plan"}
-    known |= {"bench"}
+    known |= {"bench", "ask"}
     assert set(names) == known
     assert len(train_commands()) >= 20
 
@@ -253,6 +253,17 @@ def test_the_checkpoint_commands_work_in_their_order(
     exec(text)
     for arguments in latentwire_commands("eval"):
         assert parse(arguments[1:]).wire == "exported/smoke"
+
+
+@pytest.mark.parametrize("arguments", latentwire_commands("ask"), ids=" ".join)
+def test_an_ask_command_is_valid(
+    arguments: list[str],
+    trained: tuple[Path, list[str]],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([arguments[0], str(trained[0]), *arguments[2:]]) == 0
+    out = capsys.readouterr().out
+    assert "llama reads " in out and "  qwen  wire  " in out
 
 
 @pytest.mark.parametrize("arguments", latentwire_commands("watch"), ids=" ".join)

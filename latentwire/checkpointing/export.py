@@ -17,6 +17,7 @@ from latentwire.checkpointing.components import PARTS, unit_of
 from latentwire.checkpointing.manifest import read_manifest, versions
 from latentwire.checkpointing.state import CONFIG, read_place
 from latentwire.config import ConfigError
+from latentwire.data.hub import names_folder
 from latentwire.wire.exported import FORMAT, write_export
 
 _OFFSETS = "DCP_SHARDING_INFO"
@@ -104,6 +105,13 @@ def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
         return target
     source = Path(encoder["model"]).expanduser()
     if not source.is_dir():
+        if names_folder(encoder["model"]):
+            raise ConfigError(
+                [
+                    f"encoder.model: '{encoder['model']}' is no folder any more, and the wire's "
+                    "tokenizer is in it; restore it, or call from where that path holds"
+                ]
+            )
         from huggingface_hub import snapshot_download
 
         source = Path(

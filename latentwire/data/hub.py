@@ -72,3 +72,9 @@ def _request(endpoint: str) -> str | None:
         return None if isinstance(error.reason, ssl.SSLError) else str(error.reason)
     except (OSError, ValueError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__
+
+
+def names_folder(model: str) -> bool:
+    """Whether a model's name can only be a folder's, there or not; a hub id is ``name`` or
+    ``org/name``."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1

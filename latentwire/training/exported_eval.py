@@ -9,12 +9,13 @@ from latentwire import config_file
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import to_state
 from latentwire.config import Config, ConfigError
+from latentwire.decoders.identity import identity_problems
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.state_tensors import cut_tensor, own_rows
 from latentwire.evaluation.runner import Interrupted
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import draw_evaluation
-from latentwire.training.identity import identities, identity_problems
+from latentwire.training.identity import identities
 from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from latentwire.config import Config, DecoderConfig, EncoderConfig
-from latentwire.data.hub import hub_problem
+from latentwire.data.hub import hub_problem, names_folder
 from latentwire.data.tokenizers import load_tokenizer
 from latentwire.decoders.lora import LoraSlots
 from latentwire.decoders.sharded_loading import sharding_problems
@@ -94,7 +94,7 @@ def _place_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[s
             return [f"{key}.model: {model} holds no config.json; give a saved Hugging Face model"]
         if not list(folder.glob("*.safetensors")):
             return [f"{key}.model: {model} holds no *.safetensors weights; save the model as such"]
-    elif model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.exists():
+    elif names_folder(model) or folder.exists():
         return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
     elif problem := _hub_problem(model, settings.revision):
         return [f"{key}.model: {problem}"]

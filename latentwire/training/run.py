@@ -17,6 +17,7 @@ from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.example import Example
 from latentwire.data.padding import Padding
+from latentwire.decoders.identity import identity_problems
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
@@ -34,7 +35,7 @@ from latentwire.training.held_out import (
     draw_validation,
     num_shared_documents,
 )
-from latentwire.training.identity import identities, identity_problems
+from latentwire.training.identity import identities
 from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan

@@ -1,6 +1,5 @@
 """``latentwire watch runs/<tag>``: how a run goes, live in a terminal, or as plain lines."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -47,9 +46,6 @@ def main(arguments: Sequence[str]) -> int:
             _print(run, interval=options.interval, once=options.once)
     except KeyboardInterrupt:
         pass  # the usual way to leave
-    except BrokenPipeError:
-        # Whoever read the lines has left; nothing may be flushed to there at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -70,13 +70,29 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         """The frozen decoders that can read it, by name, with their folder or hub id."""
         return {name: d["model"] for name, d in self.description["decoders"].items()}
 
+    def check_ratio(self, ratio: int | None) -> None:
+        """Refuses a ratio that this wire cannot have.
+
+        Raises:
+            ValueError: the wire's length is fixed, or the ratio is not positive.
+        """
+        if ratio is not None and self.config.wire.num_latents:
+            fixed = self.config.wire.num_latents
+            raise ValueError(f"ratio {ratio}: this wire always has {fixed} latents; give none")
+        if ratio is not None and ratio < 1:
+            raise ValueError(f"ratio {ratio}: a latent stands for 1 encoder token or more")
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, ratio: int | None = None) -> Latents:
         """Texts to wires.
 
         Args:
             ratio: encoder tokens per latent at most; None is the configuration's own.
+
+        Raises:
+            ValueError: as ``check_ratio``.
         """
+        self.check_ratio(ratio)
         wires = [WireText(text=text, ratio=ratio) for text in texts]
         longest = max(1, *(self.tokenizer.num_latents(text, ratio) for text in texts))
         batch = self.tokenizer.batch(wires, rows=len(wires), max_latents=longest)

@@ -13,10 +13,10 @@ from latentwire import config_file
 from latentwire.checkpointing.commit import newest
 from latentwire.checkpointing.manifest import read_manifest
 from latentwire.config import ConfigError
+from latentwire.decoders.identity import identity_problems
 from latentwire.distributed.sharding import UnitState, check_fits
 from latentwire.testing import run_distributed
 from latentwire.training import run
-from latentwire.training.identity import identity_problems
 from latentwire.training.preflight import preflight
 
 

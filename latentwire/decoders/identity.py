@@ -1,0 +1,65 @@
+"""Which frozen decoder a wire was trained for, and whether another one is the same."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch.distributed.tensor import DTensor
+
+from latentwire.config import DecoderConfig
+from latentwire.decoders.fingerprint import combined
+from latentwire.decoders.frozen import FrozenDecoder
+
+_MEANING = {"shapes": "tensors' names, shapes or types", "weights": "weights"}
+
+
+def identity(
+    decoder: FrozenDecoder, settings: DecoderConfig, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a decoder is, as JSON holds it.
+
+    ``model`` and ``revision`` say where it came from, ``shapes`` is a hash over names, shapes and
+    types of its tensors, ``weights`` one over their bytes. Null where they depend on the layout or
+    the device: ``weights`` of quantised or sharded decoders, ``shapes`` of those that are both.
+
+    Args:
+        fingerprints: what ``fingerprint`` found of its model.
+    """
+    model = decoder.model
+    tensors = model.state_dict()
+    is_whole = not any(isinstance(tensor, DTensor) for tensor in tensors.values())
+    lines = "".join(f"{k} {tuple(t.shape)} {t.dtype}\n" for k, t in sorted(tensors.items()))
+    is_plain = settings.quantization == "none"
+    return {
+        "model": settings.model,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "shapes": hashlib.sha256(lines.encode()).hexdigest() if is_whole or is_plain else None,
+        "weights": combined(fingerprints) if is_whole and is_plain else None,
+    }
+
+
+def identity_problems(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, where: str
+) -> list[str]:
+    """What differs between the decoders of a checkpoint and those that are here.
+
+    Args:
+        before: their identities by name.
+        where: the checkpoint, for messages.
+    """
+    found = []
+    for name, decoder in now.items():
+        known = before.get(name)
+        if known is None:
+            continue  # the units say so, with more words
+        pairs = [(known.get(key), decoder[key], what) for key, what in _MEANING.items()]
+        changed = [
+            what for was, is_now, what in pairs if None not in (was, is_now) and was != is_now
+        ]
+        if changed:
+            found.append(
+                f"decoders.{name}.model: '{decoder['model']}' is not the decoder that {where} was "
+                f"trained with ('{known.get('model')}', revision {known.get('revision')}): its "
+                f"{' and its '.join(changed)} changed; restore that model, or start a new run.tag"
+            )
+    return found

@@ -1,0 +1,158 @@
+"""Questions to a frozen decoder that reads a wire, or the text itself, apart from any run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from latentwire.config import ConfigError
+from latentwire.data.batch import PromptBatch
+from latentwire.data.example import Example
+from latentwire.data.loader import decoder_batch, global_batch, text_batch
+from latentwire.data.prompts import prompts_for
+from latentwire.decoders.fingerprint import fingerprint
+from latentwire.decoders.generation import greedy
+from latentwire.decoders.identity import identity, identity_problems
+from latentwire.decoders.loading import load_decoder
+from latentwire.wire.exported import ExportedWire, Latents, load_wire
+from latentwire.wire.unit import Injection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How long one text is for a decoder."""
+
+    num_tokens: int
+    """As text."""
+    num_positions: int
+    """As a wire."""
+    is_cut: bool
+    """The text is longer than the encoder's window, and the wire is of its beginning."""
+
+
+class WireReader:
+    """One frozen decoder beside a wire that it can read.
+
+    Args:
+        wire: as ``load_wire`` opens it; the decoder is loaded on its device.
+        decoder: one of ``wire.decoders``.
+        model: folder or hub id of that decoder, where it is not what the wire's configuration says.
+
+    Raises:
+        ValueError: the wire was not trained for that decoder.
+        ConfigError: the model is not the one that the wire was trained with.
+    """
+
+    def __init__(self, wire: ExportedWire, decoder: str, *, model: str | None = None) -> None:
+        if decoder not in wire.decoders:
+            raise ValueError(f"no decoder '{decoder}'; there are {', '.join(wire.decoders)}")
+        self.wire, self.name = wire, decoder
+        config = wire.config
+        settings = config.decoders[decoder]
+        if model is not None:
+            settings = replace(settings, model=model, revision=None)
+        self._decoder = load_decoder(
+            decoder,
+            settings,
+            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+            device=next(wire.parameters()).device,
+        )
+        now = identity(self._decoder, settings, fingerprint(self._decoder.model))
+        known = wire.description["decoders"]
+        if problems := identity_problems(known, {decoder: now}, where="the wire"):
+            raise ConfigError(problems)
+        self._prompts = prompts_for(
+            config, decoder, self._decoder.tokenizer, window=self._decoder.window
+        )
+
+    def sizes(self, context: str, *, ratio: int | None = None) -> Sizes:
+        """How long a text is as text and as a wire."""
+        (example,) = _examples([""], [context])
+        slot, tokenizer = self._prompts.slot_text(example), self.wire.tokenizer
+        positions = tokenizer.num_positions(slot, ratio)
+        return Sizes(
+            num_tokens=self._prompts.num_context_tokens(example),
+            num_positions=positions,
+            is_cut=hash(slot) in tokenizer.cut_texts,
+        )
+
+    @torch.no_grad()
+    def answer(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        *,
+        ratio: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """Answers each question from the wire of its context. A text is encoded once.
+
+        Args:
+            ratio: encoder tokens per latent at most; None is the configuration's own.
+            max_new_tokens: None is the configuration's own (``eval.max_new_tokens``).
+
+        Raises:
+            ValueError: not one context for each question, or a ratio that this wire cannot have.
+        """
+        if not questions:
+            return []
+        batch = global_batch(_examples(questions, contexts), self._prompts, ratio=ratio)
+        latents = self.wire.encode(batch.texts, ratio=ratio)
+        own = decoder_batch(
+            batch, self._prompts, self.wire.tokenizer, part=0, num_parts=1, answers=False
+        )
+        # The part reads all wires, in the order of its questions.
+        rows = torch.tensor(own.texts, device=latents.vectors.device)
+        latents = Latents(vectors=latents.vectors[rows], counts=latents.counts[rows])
+        injection = self.wire.inject(self.name, latents)
+        return self._written(own.latents_prompt, injection, max_new_tokens)
+
+    @torch.no_grad()
+    def answer_from_text(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+    ) -> list[str]:
+        """Answers each question with its context read as text; as ``answer``."""
+        if not questions:
+            return []
+        prompts = [self._prompts.text(each) for each in _examples(questions, contexts)]
+        batch = text_batch(prompts, pad=self._prompts.pad, answers=False)
+        return self._written(batch, None, max_new_tokens)
+
+    def _written(
+        self, batch: PromptBatch, injection: Injection | None, max_new_tokens: int | None
+    ) -> list[str]:
+        limit = self.wire.config.eval.max_new_tokens if max_new_tokens is None else max_new_tokens
+        found = greedy(
+            self._decoder,
+            batch.to(self._decoder.device),
+            eos=self._prompts.eos,
+            max_new_tokens=limit,
+            wire=injection,
+        )
+        return [self._prompts.decode(ids) for ids in found.tolist()]
+
+
+def load_reader(
+    path: str | Path,
+    decoder: str,
+    *,
+    model: str | None = None,
+    device: str | torch.device = "cpu",
+) -> WireReader:
+    """Opens an exported wire and one of the frozen decoders that read it.
+
+    Arguments and errors are those of ``load_wire`` and ``WireReader``.
+    """
+    return WireReader(load_wire(path, device=device), decoder, model=model)
+
+
+def _examples(questions: Sequence[str], contexts: Sequence[str]) -> list[Example]:
+    if len(questions) != len(contexts):
+        raise ValueError(f"{len(questions)} questions, but {len(contexts)} contexts; give one each")
+    pairs = zip(questions, contexts, strict=True)
+    return [Example(context=text, question=asked, answers=("",)) for asked, text in pairs]

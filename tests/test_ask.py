@@ -1,0 +1,180 @@
+"""``latentwire ask`` and its reader, on the wire of a short run."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import small_overrides
+
+import latentwire
+from latentwire import cli, config_file
+from latentwire.ask import main
+from latentwire.checkpoint_tool import main as checkpoint
+from latentwire.config import ConfigError
+from latentwire.testing import run_distributed
+from latentwire.training import run
+from latentwire.training.preflight import preflight
+
+
+def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
+    return run.train(preflight(config_file.load("smoke", overrides), world_size=world_size)).state
+
+
+@pytest.fixture(scope="module")
+def trained(embedded_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, whose wire has every part that a decoder may read."""
+    root = tmp_path_factory.mktemp("asked")
+    overrides = small_overrides(
+        embedded_pair,
+        root,
+        *("train.stage_a.steps=2", "train.stage_b.steps=0"),
+        *("eval.samples=12", "eval.ratios=[10]"),
+        *("wire.latent_private_len=1", "decoders.llama.lora.rank=2", "gist.use_gist_head=false"),
+    )
+    assert run_distributed(train_on_rank, 1, overrides) == ["finished"]
+    return root / "runs" / "test"
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "wire"
+    assert checkpoint(["export", str(trained), str(out)]) == 0
+    return out
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_it_answers_as_stage_c_did(trained: Path, exported: Path) -> None:
+    examples = lines(trained / "examples.jsonl")
+    questions = [each["question"] for each in examples]
+    contexts = [each["context"] for each in examples]
+    for name in ("llama", "qwen"):
+        reader = latentwire.load_reader(exported, name)
+        found = {
+            "text": reader.answer_from_text(questions, contexts),
+            "latent": reader.answer(questions, contexts),
+            "latent@10": reader.answer(questions, contexts, ratio=10),
+        }
+        for arm, answers in found.items():
+            said = [
+                each["prediction"]
+                for each in lines(trained / "predictions.jsonl")
+                if each["decoder"] == name and each["arm"] == arm
+            ]
+            assert answers == said, (name, arm)
+        assert found["text"] != found["latent"], "of an untrained wire"
+        assert reader.answer([], []) == []
+
+
+def test_a_text_is_shorter_as_a_wire(exported: Path) -> None:
+    reader = latentwire.load_reader(exported, "qwen")
+    text = "Mia lives in Oslo. Mia works as a baker. Mia has learned the drum."
+    five, ten = reader.sizes(text), reader.sizes(text, ratio=10)
+    assert five.num_tokens == ten.num_tokens > five.num_positions > ten.num_positions
+    assert not five.is_cut and reader.sizes(text * 300).is_cut
+
+
+def test_what_it_cannot_answer_is_refused(exported: Path, tmp_path: Path) -> None:
+    reader = latentwire.load_reader(exported, "llama")
+    with pytest.raises(ValueError, match="2 questions, but 1 contexts"):
+        reader.answer(["a?", "b?"], ["c"])
+    with pytest.raises(ValueError, match="1 encoder token or more"):
+        reader.answer(["a?"], ["b"], ratio=0)
+    with pytest.raises(ValueError, match="no decoder 'mistral'; there are llama, qwen"):
+        latentwire.load_reader(exported, "mistral")
+
+
+def test_another_model_is_refused(
+    exported: Path, embedded_pair: Path, pair: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(embedded_pair / "llama", moved)
+    latentwire.load_reader(exported, "llama", model=str(moved))
+    with pytest.raises(ConfigError, match="is not the decoder that the wire was trained with"):
+        latentwire.load_reader(exported, "llama", model=str(pair / "llama"))
+
+
+def test_a_run_an_export_and_a_step_say_the_same(
+    trained: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = next((trained / "ckpt").resolve().glob("stageA/step-*"))
+    said = []
+    for named in (trained, exported, step):
+        assert main([str(named), "--document", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2]
+    assert said[0].startswith("wire of stage A, step 2\n")
+    right = [line.split()[-1] for line in said[0].splitlines() if line.startswith("  right")]
+    from_text = [line.split()[-1] for line in said[0].splitlines() if "llama text" in line]
+    assert len(right) > 1 and sum(map(str.__eq__, right, from_text)) >= len(right) - 1
+
+
+def test_questions_are_read_from_the_input(
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("Xenia lives in Bresk. Emil reads books in Hindi.\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("In which place is the home of Xenia?\n\nmore\n"))
+    only = ["--decoder", "qwen", "--ratio", "10"]
+    assert main([str(exported), "--file", str(file), *only]) == 0
+    out = capsys.readouterr().out
+    assert "  qwen text  Bresk\n" in out and "  qwen wire  " in out
+    assert "llama" not in out and "more" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--text", " "], "the text is empty"),
+        (["--text", "a", "--ratio", "0"], "1 encoder token or more"),
+        (
+            ["--text", "a", "--decoder", "mistral"],
+            "--decoder mistral: the wire is read by llama, qwen",
+        ),
+        (["--document", "999999"], "the test split has 0 to"),
+        (["--file", "nowhere.txt"], "--file nowhere.txt cannot be read"),
+        ([], "required"),
+    ],
+)
+def test_bad_input_ends_in_a_message(
+    options: list[str], says: str, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ask", str(exported), *options]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_no_wire_ends_in_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--text", "a"]) == 2
+    assert "holds no checkpoints" in capsys.readouterr().err
+
+
+def test_models_that_are_gone_end_in_a_message(
+    trained: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = json.loads((exported / "config.json").read_text())
+    tree["config"]["decoders"]["qwen"]["model"] = "/nowhere/qwen"
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    (copy / "config.json").write_text(json.dumps(tree))
+    assert main([str(copy), "--text", "a"]) == 2
+    assert "decoders.qwen.model: '/nowhere/qwen' is no folder" in capsys.readouterr().err
+
+    moved = tmp_path / "run"
+    shutil.copytree((trained / "ckpt").resolve(), moved)
+    for path in moved.glob("stageA/step-*/config.yaml"):
+        text = path.read_text()
+        model = yaml.safe_load(text)["encoder"]["model"]
+        gone = "/nowhere/".ljust(len(model), "x")  # a file's size is known
+        path.write_text(text.replace(f"model: {model}", f"model: {gone}", 1))
+    assert main([str(moved), "--text", "a"]) == 2
+    said = capsys.readouterr().err
+    assert "encoder.model: '/nowhere/x" in said and "is no folder any more" in said

@@ -23,13 +23,10 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "hotpot": hotpot.HUB_NAME}
 
 _HELD_OUT = 0.1
 """Share of the articles of a local file that each of validation and test gets."""
-_MIN_ARTICLES = 3
-_HUB_SPLITS: dict[Split, str] = {
-    "train": "train",
-    "validation": "validation",
-    # Neither of the hub's data sets has a public test split.
-    "test": "validation",
-}
+_MIN_ARTICLES, _MIN_HUB_ARTICLES = 3, 2
+_HUB_VALIDATION = 0.02
+"""Share of the articles of a hub data set's train split that are held out for validation; its own
+validation split is what results are compared on, and there is no public test split."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _BY_TITLE = "rows of one `title`, or of one context where there is no title"
 _ARTICLES = {
@@ -110,7 +107,7 @@ def open_source(
             ``org/name``.
         setting: one of the source's ``SETTINGS``; None is the first of them.
         split: which split.
-        seed: of the generated profiles, and of the split of a local file.
+        seed: of the generated profiles, and of what is held out of a file or a train split.
 
     Raises:
         SourceError: a ValueError; its text is for the user, one line for each problem.
@@ -138,7 +135,9 @@ def open_source(
         raise SourceError(["data.path: the path is empty; give a file or leave the key out"])
     hub_name = _hub_name(path, HUB_NAMES[source]) if source in HUB_NAMES else None
     if hub_name is not None:
-        articles: Sequence[Article] = _read_hub(source, hub_name, _HUB_SPLITS[split], of_hotpot)
+        articles: Sequence[Article] = _hub_articles(
+            source, hub_name, of_hotpot, split=split, seed=seed
+        )
     else:
         assert path is not None, "every other source has a default"
         every = _read_file(source, path, of_hotpot)
@@ -173,6 +172,27 @@ def _hub_name(path: str | None, default: str) -> str | None:
     # A file that does not exist yet looks like one by its suffix, and gets that message.
     is_name = _HUB_NAME.fullmatch(path) and Path(path).suffix.lower() not in _FILE_SUFFIXES
     return path if is_name and not Path(path).exists() else None
+
+
+def _hub_articles(
+    source: str, name: str, setting: Setting, *, split: Split, seed: int
+) -> list[Article]:
+    """The articles of one split: a part of the hub's train split is validation, and the hub's
+    validation split is test."""
+    if split == "test":
+        return list(_read_hub(source, name, "validation", setting))
+    articles = _read_hub(source, name, "train", setting)
+    if len(articles) < _MIN_HUB_ARTICLES:
+        raise SourceError(
+            [
+                f"data.path: the train split of {name} has {len(articles)} article(s) "
+                f"({_ARTICLES[source]}), and train and validation need at least one each: give "
+                "another data set"
+            ]
+        )
+    num_held_out = max(1, round(_HUB_VALIDATION * len(articles)))
+    held_out = set(_drawn(articles, seed=seed)[:num_held_out])
+    return [each for each in articles if (each.key in held_out) == (split == "validation")]
 
 
 @functools.lru_cache(maxsize=2)
@@ -216,10 +236,8 @@ def _read_version(
 def _split_articles(
     articles: tuple[Article, ...], *, split: Split, seed: int, path: str, source: str
 ) -> list[Article]:
-    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty.
-
-    An article's place depends on its key, the seed and the other keys, not on the file's order.
-    """
+    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty, and
+    each with two documents where there are enough: controls compare two."""
     if len(articles) < _MIN_ARTICLES:
         raise SourceError(
             [
@@ -227,11 +245,9 @@ def _split_articles(
                 f"train, validation and test need at least one each: give {_MIN_ARTICLES} or more"
             ]
         )
-    num_held_out = max(1, round(_HELD_OUT * len(articles)))
-    keys = sorted(
-        (article.key for article in articles),
-        key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest(),
-    )
+    least = 1 if all(len(article.documents) > 1 for article in articles) else 2
+    num_held_out = min(max(least, round(_HELD_OUT * len(articles))), len(articles) // 3)
+    keys = _drawn(articles, seed=seed)
     chosen = {
         "validation": keys[:num_held_out],
         "test": keys[num_held_out : 2 * num_held_out],
@@ -239,3 +255,12 @@ def _split_articles(
     }
     wanted = set(chosen[split])
     return [article for article in articles if article.key in wanted]
+
+
+def _drawn(articles: Sequence[Article], *, seed: int) -> list[str]:
+    """Keys of articles in a drawn order: an article's place depends on its key, the seed and the
+    other keys, not on the order it came in."""
+    return sorted(
+        (article.key for article in articles),
+        key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest(),
+    )

@@ -63,7 +63,15 @@ def draw_health(config: Config) -> list[Example]:
 
 
 def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> list[Example]:
-    examples = held_out(open_split(config, split), seed=config.run.seed, samples=samples)
+    source = open_split(config, split)
+    if source.num_documents < 2:
+        raise ConfigError(
+            [
+                f"data.path: the {split} split of {config.data.path} has only one document, and "
+                f"{need} needs two; give a file of more articles"
+            ]
+        )
+    examples = held_out(source, seed=config.run.seed, samples=samples)
     if len({example.context for example in examples}) < 2:
         raise ConfigError(
             [

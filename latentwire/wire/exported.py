@@ -265,5 +265,7 @@ def _card(description: Mapping[str, Any]) -> str:
         "Latent vectors of a text that these frozen models read in its place "
         f"(stage {place.get('stage')}, step {place.get('step')}):\n\n{readers}\n"
         '```python\nimport latentwire\n\nwire = latentwire.load_wire("<this folder or id>")\n'
-        'latents = wire.encode(["A text."])\n```\n'
+        'latents = wire.encode(["A text."])\n\n'
+        f'reader = latentwire.load_reader("<this folder or id>", "{next(iter(description["decoders"]))}")\n'
+        'reader.answer(["A question?"], ["A text."])\n```\n'
     )

@@ -72,6 +72,13 @@ def test_no_split_is_empty(tmp_path: Path, num_articles: int, titles: bool) -> N
     assert sum(len(examples) for examples in found.values()) == 4 * num_articles
 
 
+@pytest.mark.parametrize(("num_articles", "held_out"), [(5, 1), (6, 2), (14, 2), (30, 3)])
+def test_controls_find_two_articles(tmp_path: Path, num_articles: int, held_out: int) -> None:
+    rows = [row(index) for index in range(num_articles)]
+    found = contents("jsonl", write_lines(tmp_path, rows))
+    assert len(found["validation"]) == len(found["test"]) == held_out
+
+
 def test_split_depends_on_the_seed_only(tmp_path: Path) -> None:
     tree = squad(30)
     first = contexts(contents("squad", write_json(tmp_path, tree), seed=5))

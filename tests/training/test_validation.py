@@ -255,6 +255,19 @@ def test_a_dry_run_says_what_is_validated_and_what_cannot_be(
     assert "eval.samples: 2 draws only one document of the test split" in refused
 
 
+def test_a_split_of_one_document_is_refused_as_such(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = [{"context": f"Text {n}.", "question": "Which?", "answers": [str(n)]} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("data.source=jsonl", f"data.path={path}", "data.samples=0")
+    assert main(["--dry-run", *small_overrides(pair, tmp_path, *own)]) == 2
+    refused = capsys.readouterr().err
+    assert f"data.path: the test split of {path} has only one document" in refused
+    assert "give a file of more articles" in refused
+
+
 def test_patience_without_validation_is_refused(recipe: str) -> None:
     with pytest.raises(ConfigError, match=r"validation\.patience: 2, but validation\.interval"):
         config_file.load(recipe, ["validation.patience=2"])

@@ -1,6 +1,6 @@
 """The tables of a report: Stage C, health, ranks, what went wrong, configurations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -86,11 +86,19 @@ def _beside(run: RunData, scores: dict[str, Any]) -> Html:
             f"gist NLL {number(gist.get('nll'))} a token, {number(gist.get('accuracy'))} right "
             f"(by frequency alone {number(gist.get('unigram_nll'))})"
         )
-    checkpoint = run.metrics.get("checkpoint") or {}
-    if checkpoint.get("stage"):
-        which = checkpoint.get("which", "last")
-        parts.append(f"{which} checkpoint, stage {checkpoint['stage']} step {checkpoint['step']}")
+    if checkpoint := run.metrics.get("checkpoint"):
+        parts.append(checkpoint_name(checkpoint))
     return element("p", "; ".join(parts) + ".", class_="note")
+
+
+def checkpoint_name(checkpoint: Mapping[str, Any]) -> str:
+    """What metrics are of, in words."""
+    which = checkpoint["which"]
+    if checkpoint["stage"] is not None:
+        return f"the {which} checkpoint: stage {checkpoint['stage']} step {checkpoint['step']}"
+    if which == "unsaved":
+        return "the wire as it was trained, of which no step could be saved"
+    return "the wire as it was made"
 
 
 def comparison(runs: Sequence[RunData]) -> Html:

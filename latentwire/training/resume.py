@@ -29,8 +29,9 @@ class Checkpoint:
     """What Stage C evaluates."""
 
     step: Step | None
-    """None before anything was trained."""
-    which: Literal["best", "last", "exported"]
+    """None where there is none: before anything was trained, or saved."""
+    which: Literal["best", "last", "exported", "unsaved"]
+    """``unsaved``: the wire as it was trained, of which no step could be saved."""
 
     def describe(self) -> dict[str, Any]:
         """For ``metrics.json``."""

@@ -161,6 +161,8 @@ def _load_chosen(plan: Plan, job: Job, validator: Validator, *, is_saved: bool) 
     last = found[0] if found else None
     best_one = resume.agreed_best(plan, job.groups, validator.standing.best)
     checkpoint = resume.chosen(plan, last, best_one)
+    if checkpoint.step is None and not is_saved:
+        return Checkpoint(step=None, which="unsaved")
     if checkpoint.step is not None and (checkpoint.step != last or not is_saved):
         _load(checkpoint, job)
     return checkpoint

@@ -19,6 +19,7 @@ from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.reconstruction import reconstruction_scores
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
+from latentwire.report.tables import checkpoint_name
 from latentwire.report.writing import write_report
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import open_split
@@ -61,7 +62,7 @@ def evaluate_into_folder(
         "stage C: %d %s examples, %s",
         len(examples),
         config.eval.split,
-        _name(checkpoint.describe()),
+        checkpoint_name(checkpoint.describe()),
     )
     result = evaluate(
         job,
@@ -189,13 +190,5 @@ def _json_lines(rows: Iterable[dict[str, Any]]) -> str:
 
 def print_result(plan: Plan, metrics: dict[str, Any]) -> None:
     """The table, and where the files are."""
-    log.info("\n%s\n%s\n", result_table(metrics), _name(metrics["checkpoint"]))
+    log.info("\n%s\n%s\n", result_table(metrics), checkpoint_name(metrics["checkpoint"]))
     log.info("files in %s, checkpoints in %s", plan.run_folder, plan.checkpoint_folder)
-
-
-def _name(checkpoint: dict[str, Any]) -> str:
-    if checkpoint["stage"] is None:
-        return "the wire as it was made"
-    # Runs evaluated before there was a best one have the last.
-    which = checkpoint.get("which", "last")
-    return f"the {which} checkpoint: stage {checkpoint['stage']} step {checkpoint['step']}"

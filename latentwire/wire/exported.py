@@ -260,12 +260,13 @@ def _card(description: Mapping[str, Any]) -> str:
         f"- `{name}`: {decoder['model']}\n" for name, decoder in description["decoders"].items()
     )
     place = description.get("place") or {}
+    first = next(iter(description["decoders"]))
     return (
         "---\nlibrary_name: latentwire\n---\n# A LatentWire wire\n\n"
         "Latent vectors of a text that these frozen models read in its place "
         f"(stage {place.get('stage')}, step {place.get('step')}):\n\n{readers}\n"
         '```python\nimport latentwire\n\nwire = latentwire.load_wire("<this folder or id>")\n'
         'latents = wire.encode(["A text."])\n\n'
-        f'reader = latentwire.load_reader("<this folder or id>", "{next(iter(description["decoders"]))}")\n'
+        f'reader = latentwire.load_reader("<this folder or id>", "{first}")\n'
         'reader.answer(["A question?"], ["A text."])\n```\n'
     )

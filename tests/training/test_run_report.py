@@ -7,9 +7,13 @@ from typing import Any, cast
 
 import pytest
 import report_cases
+from conftest import small_overrides
 
-from latentwire.training import stage_c
-from latentwire.training.preflight import Plan
+from latentwire import config_file
+from latentwire.checkpointing.writer import CheckpointWriter, SaveError
+from latentwire.testing import run_distributed
+from latentwire.training import run, stage_c
+from latentwire.training.preflight import Plan, preflight
 
 
 class Folder:
@@ -36,3 +40,21 @@ def test_a_report_that_fails_is_a_warning(
     monkeypatch.setattr(logging.getLogger("latentwire"), "propagate", True)
     stage_c._write_report(cast(Plan, Folder(tmp_path)))
     assert "no report was made: KeyError: 'a key'" in caplog.text
+
+
+def train_without_saving(rank: int, world_size: int, overrides: list[str]) -> str:
+    def fail(self: CheckpointWriter, copied: object, step: object) -> int:
+        raise SaveError("no room")
+
+    CheckpointWriter._publish = fail  # type: ignore[method-assign]
+    return run.train(preflight(config_file.load("smoke", overrides), world_size=world_size)).state
+
+
+def test_a_wire_of_which_nothing_could_be_saved_is_called_so(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "checkpoint.on_error=continue")
+    assert run_distributed(train_without_saving, 1, overrides) == ["finished"]
+    metrics = json.loads((tmp_path / "runs" / "test" / "metrics.json").read_text())
+    assert metrics["checkpoint"] == {"stage": None, "step": 0, "which": "unsaved"}
+    said = "the wire as it was trained, of which no step could be saved"
+    assert said in (tmp_path / "runs" / "test" / "pipeline.log").read_text()
+    assert said in (tmp_path / "runs" / "test" / "report.html").read_text()

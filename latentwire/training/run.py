@@ -27,6 +27,7 @@ from latentwire.distributed.messages import barrier, gather_json
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume, teacher_build, token_build
+from latentwire.training.cuts import warn_of_cuts, warn_of_long
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import (
@@ -39,17 +40,13 @@ from latentwire.training.identity import identities
 from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
+from latentwire.training.prompt_checks import sample_examples
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
 from latentwire.training.run_folder import log_to, prepare
 from latentwire.training.saving import open_writer, place_at, unit_groups
 from latentwire.training.signals import StopRequest
-from latentwire.training.stage_c import (
-    evaluate_into_folder,
-    open_source_for,
-    print_result,
-    warn_of_cuts,
-)
+from latentwire.training.stage_c import evaluate_into_folder, open_source_for, print_result
 from latentwire.training.stages import Stage
 from latentwire.training.start import agreed_start
 from latentwire.training.status import FILES, write_status
@@ -84,6 +81,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         frozen = FrozenCheck(job)
         decoders = identities(job, frozen.before)
         _report_units(job)
+        warn_of_long(job, sample_examples(config))
         if step is not None:
             _check_decoders(step, decoders)
             state.restore(step, job.units, unit_groups(job))

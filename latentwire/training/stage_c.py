@@ -21,6 +21,7 @@ from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
 from latentwire.report.tables import checkpoint_name
 from latentwire.report.writing import write_report
+from latentwire.training.cuts import warn_of_cuts
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.held_out import open_split
 from latentwire.training.preflight import Plan
@@ -110,46 +111,6 @@ def _gists(plan: Plan, job: Job, examples: Sequence[Example]) -> dict[str, dict[
     documents = (source.examples(number) for number in range(0, source.num_documents, step))
     texts = [job.any_prompts.slot_text(questions[0]) for questions in documents if questions]
     return gist_scores(job, examples, trained_on=texts)
-
-
-def warn_of_cuts(job: Job, when: str) -> None:
-    """Says how many texts did not fit; counted anew after each stage."""
-    cuts: dict[str, set[int]] = {}
-    if job.groups.rank == 0:
-        limit = job.tokenizer.max_tokens
-        cuts[f"texts longer than the encoder's {limit} tokens"] = job.tokenizer.cut_texts
-    for name, prompts in job.prompts.items():
-        if job.groups.decoder(name).rank != 0:
-            continue
-        cuts[f"contexts longer than the window of {prompts.window} tokens of '{name}'"] = (
-            prompts.cut_contexts
-        )
-        cuts[f"answers longer than {prompts.max_answer_tokens} tokens of '{name}'"] = (
-            prompts.cut_answers
-        )
-        if prompts.merged_answers:
-            log.warning(
-                "%s: %d answers that the tokenizer of '%s' would merge with data.anchor were "
-                "tokenized by themselves",
-                when,
-                len(prompts.merged_answers),
-                name,
-            )
-            prompts.merged_answers.clear()
-        if prompts.long_wires:
-            log.warning(
-                "%s: the wires of %d texts and their prompts are longer than the window of %d "
-                "tokens of '%s'; use a larger wire.ratio or a smaller encoder.max_tokens",
-                when,
-                len(prompts.long_wires),
-                prompts.window,
-                name,
-            )
-            prompts.long_wires.clear()
-    for what, found in cuts.items():
-        if found:
-            log.warning("%s: cut %d %s", when, len(found), what)
-        found.clear()
 
 
 def _write_results(

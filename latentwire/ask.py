@@ -43,12 +43,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--decoder", action="append", default=[], help="once or more; else all")
     parser.add_argument("--ratio", type=int, help="encoder tokens per latent at most")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="code that comes with its models may run"
+    )
     parser.add_argument("--device", default="cpu", help="where all models are: cpu, cuda")
     log_to(None, rank=0)
     try:
         options = parser.parse_args(list(arguments))
         text = _read(options.file) if options.file else options.text
-        with opened(options.wire, device=options.device) as wire:
+        trust = options.trust_remote_code
+        with opened(options.wire, device=options.device, trust_remote_code=trust) as wire:
             if options.document is None:
                 examples = [Example(context=text, question=q, answers=()) for q in options.question]
             else:
@@ -72,19 +76,21 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextmanager
-def opened(name: str, *, device: str = "cpu") -> Iterator[ExportedWire]:
+def opened(
+    name: str, *, device: str = "cpu", trust_remote_code: bool = False
+) -> Iterator[ExportedWire]:
     """The wire of an export, or of a run's best step by validation, or else its latest.
 
     Raises:
         ConfigError: there is none.
     """
     if (Path(name) / CONFIG).is_file():
-        yield load_wire(name, device=device)
+        yield load_wire(name, device=device, trust_remote_code=trust_remote_code)
         return
     with TemporaryDirectory() as folder:
         out = Path(folder) / "wire"
         export_step(_best(step_of(name), name), out)
-        yield load_wire(out, device=device)
+        yield load_wire(out, device=device, trust_remote_code=trust_remote_code)
 
 
 def _best(latest: Step, name: str) -> Step:

@@ -118,14 +118,19 @@ def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
             snapshot_download(
                 encoder["model"],
                 revision=encoder.get("revision"),
-                allow_patterns=list(_ENCODER_FILES),
+                allow_patterns=_encoder_patterns(encoder),
             )
         )
     target.mkdir()
-    for pattern in _ENCODER_FILES:
+    for pattern in _encoder_patterns(encoder):
         for path in source.glob(pattern):
             if path.is_file() and not path.name.endswith(".safetensors"):
                 (target / path.name).write_bytes(path.read_bytes())
     if not (target / "config.json").is_file():
         raise ConfigError([f"{source} holds no config.json of the encoder's model any more"])
     return target
+
+
+def _encoder_patterns(encoder: Mapping[str, Any]) -> list[str]:
+    """Files of the encoder that an export holds; its code where it was trusted."""
+    return [*_ENCODER_FILES, *(["*.py"] if encoder.get("trust_remote_code") else [])]

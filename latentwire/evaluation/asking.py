@@ -143,12 +143,14 @@ def load_reader(
     *,
     model: str | None = None,
     device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
 ) -> WireReader:
     """Opens an exported wire and one of the frozen decoders that read it.
 
     Arguments and errors are those of ``load_wire`` and ``WireReader``.
     """
-    return WireReader(load_wire(path, device=device), decoder, model=model)
+    wire = load_wire(path, device=device, trust_remote_code=trust_remote_code)
+    return WireReader(wire, decoder, model=model)
 
 
 def _examples(questions: Sequence[str], contexts: Sequence[str]) -> list[Example]:

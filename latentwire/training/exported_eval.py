@@ -28,6 +28,12 @@ from latentwire.training.status import FILES
 from latentwire.wire import exported
 
 _ADAPTER = "adapter_"
+_DEFAULTS = config_file.to_tree(Config())
+_PLACES = (
+    *(("run", "root"), ("checkpoint", "root")),
+    *(("teacher", "folder"), ("diagnostics", "diagnostic_log")),
+)
+"""Keys that say where a run writes."""
 
 
 def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
@@ -48,13 +54,26 @@ def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
 def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
     """The configuration of an export, with overrides; by default a run of its own.
 
+    Where files go and whether code that comes with a model may run, the overrides say alone.
+
     Raises:
-        ConfigError: the folder is no export, or an override is wrong.
+        ConfigError: the folder is no export, an override is wrong, or the encoder needs code of
+            its own, which is not trusted.
     """
     description = exported.read_description(folder)
-    tree = description["config"]
+    own = config_file.from_tree(description["config"])
+    tree = config_file.to_tree(exported.without_trust(own))
+    for section, key in _PLACES:
+        tree[section][key] = _DEFAULTS[section][key]
     tree["run"]["tag"] += "-exported"
     config = config_file.merged(tree, overrides)
+    if own.encoder.trust_remote_code and not config.encoder.trust_remote_code:
+        raise ConfigError(
+            [
+                f"encoder.trust_remote_code: false, but the encoder of {folder} brings its own "
+                "code; read it, and give encoder.trust_remote_code=true if you trust it"
+            ]
+        )
     return exported.export_config({"config": config_file.to_tree(config)}, folder)
 
 

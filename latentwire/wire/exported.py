@@ -48,13 +48,27 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
     Args:
         description: what ``config.json`` holds.
         folder: where its ``encoder/`` is.
+        trust_remote_code: code that comes with its models may run.
+
+    Raises:
+        ConfigError: its encoder needs code of its own, which is not trusted.
     """
 
-    def __init__(self, description: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, description: Mapping[str, Any], folder: Path, *, trust_remote_code: bool = False
+    ) -> None:
         super().__init__()
         self.description = dict(description)
         self._folder = folder
-        self.config = export_config(description, folder)
+        config = export_config(description, folder)
+        if config.encoder.trust_remote_code and not trust_remote_code:
+            raise ConfigError(
+                [
+                    f"{folder}: the wire's encoder brings its own code; read it, and give "
+                    "trust_remote_code=True if you trust it"
+                ]
+            )
+        self.config = config if trust_remote_code else without_trust(config)
         self.tokenizer = EncoderTokenizer(self.config, window=encoder_window(self.config.encoder))
         shapes = {n: shape_from(d["shape"]) for n, d in description["decoders"].items()}
         self.wire: Wire = build_wire(
@@ -126,22 +140,28 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, **chosen))
-        return load_wire(folder)
+        return load_wire(folder, trust_remote_code=bool(options.get("trust_remote_code")))
 
 
-def load_wire(path: str | Path, *, device: str | torch.device = "cpu") -> ExportedWire:
+def load_wire(
+    path: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
+) -> ExportedWire:
     """Opens what ``latentwire checkpoint export`` wrote, ready to read texts.
 
     Args:
         path: the folder, or a hub id.
+        trust_remote_code: code that comes with its encoder, and with its decoders, may run. What
+            the export says of that is its author's word, and does not count.
 
     Raises:
-        ConfigError: the folder is no export, or is damaged, naming the file.
+        ConfigError: the folder is no export, or is damaged, naming the file; or its encoder needs
+            code of its own, which is not trusted.
     """
     folder = Path(path)
+    trust = trust_remote_code
     if not folder.is_dir():
-        return ExportedWire.from_pretrained(str(path)).to(device)
-    exported = ExportedWire(read_description(folder), folder)
+        return ExportedWire.from_pretrained(str(path), trust_remote_code=trust).to(device)
+    exported = ExportedWire(read_description(folder), folder, trust_remote_code=trust)
     wanted = {n: p for n, p in exported.wire.named_parameters() if p.requires_grad}
     weights = read_weights(folder)
     different = sorted(wanted.keys() ^ weights.keys())
@@ -215,14 +235,22 @@ def export_config(description: Mapping[str, Any], folder: Path) -> Config:
     return replace(config, encoder=model)
 
 
+def without_trust(config: Config) -> Config:
+    """The configuration with no model's own code trusted."""
+    decoders = {n: replace(d, trust_remote_code=False) for n, d in config.decoders.items()}
+    encoder = replace(config.encoder, trust_remote_code=False)
+    return replace(config, encoder=encoder, decoders=decoders)
+
+
 def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
     """The encoder's language model: its shape alone where the export holds all its weights."""
     encoder = config.encoder
     if encoder.kind == "byte":
         return None
+    code = {"trust_remote_code": encoder.trust_remote_code}
     if encoder.kind == "lm" and not encoder.lora.rank:
-        shape = AutoConfig.from_pretrained(encoder.model)
-        return AutoModel.from_config(shape, attn_implementation="sdpa", dtype=torch.float32)
+        shape = AutoConfig.from_pretrained(encoder.model, **code)
+        return AutoModel.from_config(shape, attn_implementation="sdpa", dtype=torch.float32, **code)
     base = description["config"]["encoder"]
     return AutoModel.from_pretrained(
         base["model"],
@@ -230,6 +258,7 @@ def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
         attn_implementation="sdpa",
         dtype=torch.float32,
         use_safetensors=True,
+        **code,
     )
 
 

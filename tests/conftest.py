@@ -79,9 +79,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def embedded_pair() -> Path:
     """The pretrained pair of the repository."""
-    root = REPOSITORY / "checkpoints" / "tiny"
+    return shipped("tiny")
+
+
+def shipped(size: str) -> Path:
+    """A folder of models that the repository holds."""
+    root = REPOSITORY / "checkpoints" / size
     if not (root / "llama" / "model.safetensors").is_file():
-        pytest.skip("the embedded pair is not in this checkout")
+        pytest.skip(f"checkpoints/{size} is not in this checkout")
     return root
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentwire.ablation_file import Ablation
+from latentwire.ablation_plots import against_compression, differences, learning_curves
 from latentwire.ablation_results import RESULTS, Result
 from latentwire.ablation_scores import Scores, scores_of
-from latentwire.evaluation.arms import at_ratio, ratio_of
-from latentwire.svg import Mark, curves, forest
+from latentwire.evaluation.arms import ratio_of
 from latentwire.sweep_table import markdown
 
 REPORT, PICTURE = "ABLATIONS.md", "ablations.svg"
+COMPRESSION = "compression.svg"
 _NONE = "-"
 _CONTROLS = ("text", "truncated_text", "no_context", "wrong_wire", "zero_wire")
 
@@ -30,7 +31,7 @@ def write_report(folder: Path, ablation: Ablation, results: Mapping[str, Result]
     default = every[0]
     table = _table(every, default)
     lines = _opening(ablation, default)
-    files = {PICTURE: _differences(every, default)}
+    files = {PICTURE: differences(every, default)}
     for part in dict.fromkeys(scores.row.part for scores in every):
         rows = [scores for scores in every if scores.row.part == part]
         known = [scores for scores in rows if scores.results]
@@ -43,11 +44,12 @@ def write_report(folder: Path, ablation: Ablation, results: Mapping[str, Result]
         if default.results and any(scores is not default for scores in known):
             name = f"ablations-{part.replace(' ', '_')}.svg"
             compared = [default, *(scores for scores in known if scores is not default)]
-            files[name] = _curves(part, compared)
+            files[name] = learning_curves(part, compared)
             lines += ["", f"![learning curves: {part}]({name})"]
         lines.append("")
     lines += _by_decoder([scores for scores in every if len(scores.results) > 1])
     if default.results:
+        files[COMPRESSION] = against_compression(default)
         lines += _controls(default)
     files[REPORT] = "\n".join(lines).rstrip() + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,9 +192,7 @@ def _controls(default: Scores) -> list[str]:
     for decoder in default.decoders:
         for arm in default.wires:
             ratio = ratio_of(arm)
-            compression = statistics.fmean(
-                result.compression[decoder][arm] for result in default.results
-            )
+            compression = default.compression_of(decoder, arm)
             line = [decoder, f"{compression:.2f}x", _of(default, decoder, arm)]
             line += [_of(default, decoder, name, ratio) for name in _CONTROLS]
             line += [
@@ -213,49 +213,11 @@ def _controls(default: Scores) -> list[str]:
         "",
         markdown(header, cells),
         "",
+        f"![the default beside its controls]({COMPRESSION})",
+        "",
     ]
 
 
 def _of(scores: Scores, decoder: str, name: str, ratio: int | None = None) -> str:
     """Exact match of an arm, of its variant for ``ratio`` where there is one."""
-    known = scores.results[0].em[decoder]
-    arm = name if ratio is None or at_ratio(name, ratio) not in known else at_ratio(name, ratio)
-    return _number(statistics.fmean(result.em[decoder][arm] for result in scores.results))
-
-
-def _differences(every: Sequence[Scores], default: Scores) -> str:
-    """Every row's difference from the default, the best first."""
-    found = []
-    for scores in every:
-        difference = None if scores is default else scores.against(default)
-        if difference is not None:
-            name = scores.row.name
-            found.append(
-                Mark(
-                    x=difference.mean,
-                    y=0,
-                    low=difference.low,
-                    high=difference.high,
-                    label=name,
-                    title=f"{name} ({', '.join(scores.row.change)}): {difference}",
-                )
-            )
-    found.sort(key=lambda mark: -mark.x)
-    return forest(
-        title="exact match against the default, mean of ratios and decoders",
-        x_name="difference, with its 95 % interval over documents",
-        marks=found,
-    )
-
-
-def _curves(part: str, rows: Sequence[Scores]) -> str:
-    """First-token accuracy in training, of each row's first seed."""
-    return curves(
-        title=f"{part}: first-token accuracy in training",
-        x_name="step",
-        y_name="first-token accuracy",
-        series={
-            scores.row.name: [(step, right) for step, _, right in scores.results[0].curve]
-            for scores in rows
-        },
-    )
+    return _number(scores.em_of(decoder, name, ratio))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from latentwire.ablation_file import Ablation, Row
 from latentwire.ablation_results import Result
+from latentwire.evaluation.arms import at_ratio
 from latentwire.evaluation.metrics import bootstrap_ci95
 
 
@@ -42,6 +43,16 @@ class Scores:
         """Over decoders and seeds; None where the row has no such arm."""
         return _mean(arms[arm] for result in self.results for arms in _having(result, arm))
 
+    def em_of(self, decoder: str, name: str, ratio: int | None = None) -> float:
+        """Of one decoder, over seeds.
+
+        Args:
+            ratio: of the arm's variant for it, where there is one.
+        """
+        known = self.results[0].em[decoder]
+        arm = name if ratio is None or at_ratio(name, ratio) not in known else at_ratio(name, ratio)
+        return statistics.fmean(result.em[decoder][arm] for result in self.results)
+
     def mean_em(self, arm: str) -> float:
         """Over decoders and seeds, and over all ratios of ``arm``."""
         return statistics.fmean(result.mean_em(arm) for result in self.results)
@@ -54,6 +65,10 @@ class Scores:
             for arms in result.compression.values()
             if arm in arms
         )
+
+    def compression_of(self, decoder: str, arm: str) -> float:
+        """Of one decoder, over seeds."""
+        return statistics.fmean(result.compression[decoder][arm] for result in self.results)
 
     def normalised(self, decoder: str, arm: str) -> list[float]:
         """Of each seed; none where the row has no such arm, or text gives the decoder nothing."""

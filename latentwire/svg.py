@@ -58,6 +58,13 @@ def ticks(low: float, high: float, *, about: int = 6) -> list[float]:
     return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
+def _doublings(low: float, high: float) -> list[float]:
+    """Powers of two from at or below ``low`` to at or above ``high``, at least two of them."""
+    first = math.floor(math.log2(low))
+    last = max(math.ceil(math.log2(high)), first + 1)
+    return [2.0**power for power in range(first, last + 1)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Axes:
     """A rectangle of the picture and the values it shows."""
@@ -67,9 +74,13 @@ class _Axes:
     height: int = _HEIGHT
     left: int = _LEFT
     top: int = _TOP
+    log_x: bool = False
+    """Equal ratios of x are equally far apart."""
 
     def across(self, x: float) -> float:
         low, high = self.x_ticks[0], self.x_ticks[-1]
+        if self.log_x:
+            low, high, x = math.log(low), math.log(high), math.log(x)
         return self.left + (x - low) / (high - low) * (_WIDTH - self.left - _RIGHT)
 
     def up(self, y: float) -> float:
@@ -154,20 +165,28 @@ def curves(
     x_name: str,
     y_name: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
+    log_x: bool = False,
 ) -> str:
-    """Lines through (x, y) by name, with y from 0 to 1."""
-    xs = [x for points in series.values() for x, _ in points] or [0.0, 1.0]
+    """Lines through (x, y) by name, with y from 0 to 1.
+
+    Args:
+        log_x: x on a logarithmic scale, which ends with the points, each of them marked; else x
+            from 0, and the last one marked.
+    """
+    xs = [x for points in series.values() for x, _ in points] or [1.0]
     legend, more = _legend(list(series), "")
     axes = _Axes(
-        x_ticks=ticks(0.0, max(xs)),
+        x_ticks=_doublings(min(xs), max(xs)) if log_x else ticks(0.0, max(xs)),
         y_ticks=[0, 0.2, 0.4, 0.6, 0.8, 1],
         height=_HEIGHT + more,
         top=_TOP + more,
+        log_x=log_x,
     )
     body = axes.drawn(title=title, x_name=x_name, y_name=y_name) + legend
     for index, (name, points) in enumerate(series.items()):
         path = " ".join(f"{axes.across(x):.1f},{axes.up(y):.1f}" for x, y in points)
-        marks = "".join(_shape(index, axes.across(x), axes.up(y)) for x, y in points[-1:])
+        shown = points if log_x else points[-1:]
+        marks = "".join(_shape(index, axes.across(x), axes.up(y)) for x, y in shown)
         body.append(
             f'<g class="c{index % len(_COLOURS)}"><title>{escape(name)}</title>'
             f'<polyline class="curve" points="{path}"/>{marks}</g>'

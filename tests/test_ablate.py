@@ -15,7 +15,7 @@ from launching import python
 
 from latentwire import ablate, config_file
 from latentwire.ablation_file import read_file
-from latentwire.ablation_report import PICTURE, REPORT
+from latentwire.ablation_report import COMPRESSION, PICTURE, REPORT
 from latentwire.ablation_results import RESULTS, harvest, read_results
 from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
@@ -137,7 +137,7 @@ def test_every_row_runs_once_for_each_seed(file: Path, trainer: Path) -> None:
 def test_results_outlive_the_runs(file: Path, trainer: Path) -> None:
     assert call(file) == 0
     first = {path.name: path.read_text() for path in (file.parent / "out").iterdir()}
-    assert first.keys() == {RESULTS, REPORT, PICTURE, "ablations-wire.svg"}
+    assert first.keys() == {RESULTS, REPORT, PICTURE, COMPRESSION, "ablations-wire.svg"}
     for folder in (trainer.parent).iterdir():
         if folder.is_dir():
             (folder / "metrics.json").unlink()
@@ -209,13 +209,16 @@ def test_the_report_is_of_the_results(file: Path, trainer: Path) -> None:
     assert "+0.750 (+" in wider
     assert "- `wide`: Wider is better." in report
     assert "seeds give 0.250, 0.375" in report
-    for picture in (PICTURE, "ablations-wire.svg"):
+    for picture in (PICTURE, "ablations-wire.svg", COMPRESSION):
         text = (out / picture).read_text()
         ET.fromstring(text)
         assert f"]({picture})" in report
     assert (out / PICTURE).read_text().index(">wider<") < (out / PICTURE).read_text().index(
         ">wide<"
     ), "the best comes first"
+    beside = (out / COMPRESSION).read_text()
+    names = ("wire, a", "the text", "text as short as the wire", "wrong wire", "no context")
+    assert all(f"<title>{name}</title>" in beside for name in names)
 
 
 def test_a_curve_has_the_latent_steps_of_both_stages(file: Path, trainer: Path) -> None:

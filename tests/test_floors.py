@@ -32,6 +32,7 @@ FLOORS: list[set[str]] = [
             "sweep_table",
             "slurm",
             "ablate",
+            "ablation_plots",
             "ablation_report",
             "ablation_scores",
             "ablation_file",

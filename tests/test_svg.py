@@ -119,6 +119,23 @@ def test_axes_hold_every_curve_and_end_at_their_ticks() -> None:
             assert up[1] <= y <= up[0]
 
 
+def test_on_a_logarithmic_axis_doublings_are_equally_far_apart() -> None:
+    series = {"one": [(3.0, 0.9), (6.0, 0.8), (12.0, 0.5)], "two": [(40.0, 0.1)]}
+    root = drawn(curves(title="t", x_name="x", y_name="y", series=series, log_x=True))
+    places = axis(root, of_x=True)
+    assert list(places) == [2, 4, 8, 16, 32, 64]
+    steps = [places[b] - places[a] for a, b in itertools.pairwise(places)]
+    assert max(steps) - min(steps) < 0.2
+    (line, _) = root.iter("polyline")
+    first, second, third = (x for x, _ in points(line))
+    assert second - first == pytest.approx(steps[0], abs=0.2)
+    assert third - second == pytest.approx(steps[0], abs=0.2)
+    marks = [mark for mark in root.iter("circle") if number(mark, "cy") > 80]
+    assert len(marks) == 3, "each point of the first is marked"
+    alone = drawn(curves(title="t", x_name="x", y_name="y", series={}, log_x=True))
+    assert finite(alone)
+
+
 @pytest.mark.parametrize("series", [{}, {"none": []}, {"one": [(0.0, 0.5)]}], ids=str)
 def test_curves_of_nothing_are_an_empty_picture(
     series: dict[str, list[tuple[float, float]]],

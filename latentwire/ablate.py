@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from latentwire import config_file
-from latentwire.ablation_file import Ablation, Row, read_file
-from latentwire.ablation_report import write_report
-from latentwire.ablation_results import RESULTS, Result, harvest, read_results, write_results
+from latentwire.ablating.file import Ablation, Row, read_file
+from latentwire.ablating.report import write_report
+from latentwire.ablating.results import RESULTS, Result, harvest, read_results, write_results
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError, DecoderConfig, flatten
 from latentwire.config_file import PACKAGED, REPOSITORY

@@ -14,9 +14,9 @@ from conftest import small_overrides
 from launching import python
 
 from latentwire import ablate, config_file
-from latentwire.ablation_file import read_file
-from latentwire.ablation_report import COMPRESSION, PICTURE, REPORT
-from latentwire.ablation_results import RESULTS, harvest, read_results
+from latentwire.ablating.file import read_file
+from latentwire.ablating.report import COMPRESSION, PICTURE, REPORT
+from latentwire.ablating.results import RESULTS, harvest, read_results
 from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
 

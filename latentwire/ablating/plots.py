@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from latentwire.ablation_scores import Scores
+from latentwire.ablating.scores import Scores
 from latentwire.evaluation.arms import ratio_of
 from latentwire.svg import Mark, curves, forest
 

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentwire.ablation_file import Ablation
-from latentwire.ablation_plots import against_compression, differences, learning_curves
-from latentwire.ablation_results import RESULTS, Result
-from latentwire.ablation_scores import Scores, scores_of
+from latentwire.ablating.file import Ablation
+from latentwire.ablating.plots import against_compression, differences, learning_curves
+from latentwire.ablating.results import RESULTS, Result
+from latentwire.ablating.scores import Scores, scores_of
 from latentwire.evaluation.arms import ratio_of
 from latentwire.sweep_table import markdown
 

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from latentwire.ablation_file import Ablation, Row
-from latentwire.ablation_results import Result
+from latentwire.ablating.file import Ablation, Row
+from latentwire.ablating.results import Result
 from latentwire.evaluation.arms import at_ratio
 from latentwire.evaluation.metrics import bootstrap_ci95
 

@@ -1,0 +1,1 @@
+"""What ``latentwire ablate`` is made of: its file, its results, scores, plots and report."""

@@ -12,7 +12,7 @@ import yaml
 from conftest import REPOSITORY, small_overrides
 from test_environment import CASES, LISTS
 
-from latentwire import config_file
+from latentwire import cli, config_file
 
 LAUNCH = REPOSITORY / "launch"
 SCRIPTS = sorted(
@@ -124,6 +124,20 @@ def test_every_bad_variable_ends_with_code_two_before_anything_starts(tmp_path: 
     for name in ("LATENT_LEN=abc: give", "D_Z=0: give", "USE_GIST_HEAD=2: give"):
         assert name in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_runner_trains_on_gpus_fits_four_of_80_gb(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the plan, which says that it would not without what the runners set."""
+    shell = (REPOSITORY / "launch" / "common.sh").read_text(encoding="utf-8")
+    on_gpus = re.findall(r"base\+=\((decoders\.\S+=true)\)", shell)
+    assert len(on_gpus) == 2
+    ours = ["plan", "--recipe", "squad_8b", "--gpus-per-node", "4", "--gpu-memory", "80"]
+    ours += ["--use_deep_prefix", "--use_gist_head"]
+    assert cli.main(ours) == 1
+    assert cli.main([*ours, *on_gpus]) == 0
+    capsys.readouterr()
 
 
 def test_gpus_that_are_named_and_not_there_are_an_error(tmp_path: Path) -> None:

@@ -1,24 +1,31 @@
 """``latentwire ask``: frozen decoders answer questions on a text from its wire, beside the text."""
 
+import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from latentwire.arguments import Parser
-from latentwire.checkpoint_tool import step_of
-from latentwire.checkpointing import best
-from latentwire.checkpointing.commit import Step
+from latentwire.checkpoint_tool import evaluated_step
 from latentwire.checkpointing.export import export_step
-from latentwire.checkpointing.state import read_place
 from latentwire.config import Config, ConfigError
 from latentwire.data.example import Example
 from latentwire.evaluation.asking import WireReader
 from latentwire.training.held_out import open_split
-from latentwire.training.model_checks import decoder_problems
+from latentwire.training.model_checks import decoder_problems, first_line
 from latentwire.training.run_folder import log_to
-from latentwire.wire.exported import CONFIG, ExportedWire, load_wire
+from latentwire.wire.exported import (
+    CONFIG,
+    ExportedWire,
+    load_wire,
+    own_code,
+    read_config,
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,8 +34,44 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         0 done, 2 bad input.
     """
+    log_to(None, rank=0)
+    try:
+        options = _parser().parse_args(list(arguments))
+        models = _models(options.model)
+        device = _device(options.device)
+        text = _read(options.file) if options.file else options.text
+        trust = options.trust_remote_code
+        with opened(options.wire, device=device, trust_remote_code=trust) as wire:
+            wire.check_ratio(options.ratio)
+            names = list(dict.fromkeys(options.decoder)) or list(wire.decoders)
+            if problems := _problems(wire, names, models):
+                raise ConfigError(problems)
+            if options.document is None:
+                examples = [Example(context=text, question=q, answers=()) for q in options.question]
+            else:
+                examples = _document(wire.config, options.document, options.question)
+                text = examples[0].context
+            if not text.strip():
+                raise ConfigError(["the text is empty; give one to ask about"])
+            readers = [WireReader(wire, name, model=models.get(name)) for name in names]
+        _describe(wire, readers, text, options.ratio)
+        for asked in [examples] if examples else ([example] for example in _asked(text)):
+            _answer(readers, asked, options.ratio)
+    except KeyboardInterrupt:
+        pass  # the usual way to leave
+    except (ConfigError, ValueError) as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        print("\n".join(f"latentwire ask: {p}" for p in problems), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="latentwire ask", description=__doc__, allow_abbrev=False)
-    parser.add_argument("wire", help="an exported wire, a run's folder, or a step's own folder")
+    parser.add_argument(
+        "wire",
+        help="an exported wire, a run's folder (the step that its Stage C reads), or a step's own",
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="the text to ask about")
     source.add_argument("--file", type=Path, help="a file that holds it, in UTF-8")
@@ -42,71 +85,71 @@ def main(arguments: Sequence[str]) -> int:
         "--question", action="append", default=[], help="once or more; else lines of the input"
     )
     parser.add_argument("--decoder", action="append", default=[], help="once or more; else all")
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="DECODER=MODEL",
+        help="where a decoder's model is now: a folder or a hub id",
+    )
     parser.add_argument("--ratio", type=int, help="encoder tokens per latent at most")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="code that comes with its models may run"
     )
     parser.add_argument("--device", default="cpu", help="where all models are: cpu, cuda")
-    log_to(None, rank=0)
-    try:
-        options = parser.parse_args(list(arguments))
-        text = _read(options.file) if options.file else options.text
-        trust = options.trust_remote_code
-        with opened(options.wire, device=options.device, trust_remote_code=trust) as wire:
-            if options.document is None:
-                examples = [Example(context=text, question=q, answers=()) for q in options.question]
-            else:
-                examples = _document(wire.config, options.document, options.question)
-                text = examples[0].context
-            if not text.strip():
-                raise ConfigError(["the text is empty; give one to ask about"])
-            wire.check_ratio(options.ratio)
-            names = options.decoder or list(wire.decoders)
-            if problems := _problems(wire, names):
-                raise ConfigError(problems)
-            readers = [WireReader(wire, name) for name in names]
-        _describe(wire, readers, text, options.ratio)
-        for example in examples or _asked(text):
-            _answer(readers, example, options.ratio)
-    except (ConfigError, ValueError) as error:
-        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-        print("\n".join(f"latentwire ask: {p}" for p in problems), file=sys.stderr)
-        return 2
-    return 0
+    return parser
 
 
 @contextmanager
 def opened(
-    name: str, *, device: str = "cpu", trust_remote_code: bool = False
+    name: str, *, device: torch.device, trust_remote_code: bool = False
 ) -> Iterator[ExportedWire]:
-    """The wire of an export, or of a run's best step by validation, or else its latest.
+    """The wire of an export, or of the step that a run's Stage C reads.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it needs code that is not trusted.
     """
-    if (Path(name) / CONFIG).is_file():
-        yield load_wire(name, device=device, trust_remote_code=trust_remote_code)
-        return
     with TemporaryDirectory() as folder:
-        out = Path(folder) / "wire"
-        export_step(_best(step_of(name), name), out)
+        out = Path(name)
+        if not (out / CONFIG).is_file():
+            out = Path(folder) / "wire"
+            export_step(evaluated_step(name), out)
+        config = read_config(out)
+        if config.encoder.trust_remote_code and not trust_remote_code:
+            raise ConfigError([own_code(config, name, flag="--trust-remote-code")])
         yield load_wire(out, device=device, trust_remote_code=trust_remote_code)
 
 
-def _best(latest: Step, name: str) -> Step:
-    """What Stage C would read, where a run and not a step was named."""
-    standing = read_place(latest).validation
-    if standing.best is None or Path(name).resolve() == latest.path.resolve():
-        return latest
-    return best.find(latest.path.parent.parent, standing.best) or latest
+def _models(given: Sequence[str]) -> dict[str, str]:
+    """Models by decoder."""
+    pairs = [text.partition("=") for text in given]
+    if wrong := [text for text, (_, _, model) in zip(given, pairs, strict=True) if not model]:
+        raise ConfigError([f"--model {text}: give DECODER=MODEL" for text in wrong])
+    return {name: model for name, _, model in pairs}
 
 
-def _problems(wire: ExportedWire, names: Sequence[str]) -> list[str]:
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError([f"--device {text}: {first_line(error)}"]) from None
+    return device
+
+
+def _problems(wire: ExportedWire, names: Sequence[str], models: Mapping[str, str]) -> list[str]:
     """What keeps decoders from being loaded."""
-    if unknown := [name for name in names if name not in wire.decoders]:
-        there = ", ".join(wire.decoders)
-        return [f"--decoder {name}: the wire is read by {there}" for name in unknown]
-    return [problem for name in names for problem in decoder_problems(wire.config, name)]
+    there = ", ".join(wire.decoders)
+    options = [("--decoder", name) for name in names] + [("--model", name) for name in models]
+    if unknown := [pair for pair in options if pair[1] not in wire.decoders]:
+        return [f"{option} {name}: the wire is read by {there}" for option, name in unknown]
+    decoders = {
+        name: replace(decoder, model=models[name], revision=None) if name in models else decoder
+        for name, decoder in wire.config.decoders.items()
+    }
+    config = replace(wire.config, decoders=decoders)
+    found = [problem for name in names for problem in decoder_problems(config, name)]
+    return [*found, *(["--model DECODER=MODEL says where a model is now"] if found else [])]
 
 
 def _read(path: Path) -> str:
@@ -119,14 +162,11 @@ def _read(path: Path) -> str:
 def _document(config: Config, number: int, questions: Sequence[str]) -> list[Example]:
     """Questions on one held-out document: its own, with their answers, or the given ones."""
     source = open_split(config, config.eval.split)
-    count = len(source.counts())
-    if not 0 <= number < count:
-        raise ConfigError(
-            [f"--document {number}: the {config.eval.split} split has 0 to {count - 1}"]
-        )
+    if not 0 <= number < source.num_documents:
+        last = source.num_documents - 1
+        raise ConfigError([f"--document {number}: the {config.eval.split} split has 0 to {last}"])
     own = source.examples(number)
-    context = own[0].context
-    given = [Example(context=context, question=q, answers=()) for q in questions]
+    given = [Example(context=own[0].context, question=q, answers=()) for q in questions]
     return given or list(own)
 
 
@@ -147,23 +187,34 @@ def _describe(
     print(f"wire of stage {place['stage']}, step {place['step']}\n\n{text}\n")
     for reader in readers:
         sizes = reader.sizes(text, ratio=ratio)
-        cut = (
-            ", of its beginning: the text is longer than the encoder reads" if sizes.is_cut else ""
-        )
         print(
-            f"{reader.name} reads {sizes.num_tokens} tokens of text, or a wire of "
-            f"{sizes.num_positions} positions{cut}"
+            f"{reader.name} reads {sizes.num_tokens - sizes.num_tokens_cut} tokens of text, or a "
+            f"wire of {sizes.num_positions} positions"
         )
+        if sizes.num_tokens_cut:
+            print(f"  its window has no room for the text's last {sizes.num_tokens_cut} tokens")
+        if sizes.is_cut:
+            print("  the wire is of the text's beginning: the encoder's window ends there")
+        if sizes.is_wire_too_long:
+            print("  its window has no room for the wire: use a larger --ratio")
 
 
-def _answer(readers: Sequence[WireReader], example: Example, ratio: int | None) -> None:
-    asked, context = [example.question], [example.context]
+def _answer(readers: Sequence[WireReader], examples: Sequence[Example], ratio: int | None) -> None:
+    questions = [example.question for example in examples]
+    contexts = [example.context for example in examples]
+    answers = [
+        (
+            reader.name,
+            reader.answer_from_text(questions, contexts),
+            reader.answer(questions, contexts, ratio=ratio),
+        )
+        for reader in readers
+    ]
     width = max(len(reader.name) for reader in readers)
-    print(f"\n{example.question}")
-    if example.answers:
-        print(f"  {'right':<{width}}       {' | '.join(example.answers)}")
-    for reader in readers:
-        (from_text,) = reader.answer_from_text(asked, context)
-        (from_wire,) = reader.answer(asked, context, ratio=ratio)
-        print(f"  {reader.name:<{width}} text  {from_text}")
-        print(f"  {reader.name:<{width}} wire  {from_wire}", flush=True)
+    for place, example in enumerate(examples):
+        print(f"\n{example.question}")
+        if example.answers:
+            print(f"  {'right':<{width}}       {' | '.join(example.answers)}")
+        for name, from_text, from_wire in answers:
+            print(f"  {name:<{width}} text  {from_text[place]}")
+            print(f"  {name:<{width}} wire  {from_wire[place]}", flush=True)

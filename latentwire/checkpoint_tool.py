@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from latentwire.arguments import Parser
-from latentwire.checkpointing import commit, export
+from latentwire.checkpointing import best, commit, export
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import PARTS
 from latentwire.checkpointing.manifest import content_problems, read_manifest
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     two.add_argument("first", help=step)
     two.add_argument("second", help=step)
     out = commands.add_parser("export", help="write the wire alone, for load_wire and the hub")
-    out.add_argument("step", help=step)
+    out.add_argument("step", help=f"{run}: the step that Stage C reads; or a step's own folder")
     out.add_argument("out", type=Path, help="a folder that does not exist yet")
     try:
         options = parser.parse_args(list(arguments))
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "verify":
             return _verify(options.step)
         if options.command == "diff":
-            return _diff(step_of(options.first), step_of(options.second))
-        return _export(step_of(options.step), options.out)
+            return _diff(_step(options.first), _step(options.second))
+        return _export(evaluated_step(options.step), options.out)
     except ConfigError as error:
         print("\n".join(f"latentwire checkpoint: {p}" for p in error.problems), file=sys.stderr)
         return 2
@@ -66,12 +66,24 @@ def _root(text: str) -> Path:
     return root
 
 
-def step_of(text: str) -> Step:
-    """One step, from what the user has named: a step's folder, or a run and its latest step.
+def evaluated_step(text: str) -> Step:
+    """One step, from what the user has named: a step's folder, or a run and what its Stage C reads,
+    the best step by validation or the latest.
 
     Raises:
         ConfigError: there is none.
     """
+    latest = _step(text)
+    standing = read_place(latest).validation
+    tree = yaml.safe_load((latest.path / CONFIG).read_text(encoding="utf-8"))
+    is_named = Path(text).resolve() == latest.path.resolve()
+    if is_named or standing.best is None or from_tree(tree).eval.checkpoint == "last":
+        return latest
+    return best.find(latest.path.parent.parent, standing.best) or latest
+
+
+def _step(text: str) -> Step:
+    """One step, from what the user has named: a step's folder, or a run and its latest step."""
     path = Path(text)
     step = commit.step_named(path.parent.parent, text)
     if step is not None and step.path.is_dir():
@@ -93,10 +105,10 @@ def _list(root: Path) -> int:
             print(f"{step.name:<24} {'':>9} {'':>12} {'':>9} {'':>5}  {problems[0]}")
             continue
         manifest, place = read_manifest(step.path), read_place(step)
-        best = place.validation.best
+        best_one = place.validation.best
         marks = ["latest"] if step == latest else []
-        if best is not None and (best.stage, best.step) == (step.stage, step.number):
-            marks.append(f"best so far ({best.score:.4f})")
+        if best_one is not None and (best_one.stage, best_one.step) == (step.stage, step.number):
+            marks.append(f"best so far ({best_one.score:.4f})")
         ranks = len({rank for members in manifest.units.values() for rank in members})
         print(
             f"{step.name:<24} {place.samples:>9} {place.tokens:>12} "

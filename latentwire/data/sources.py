@@ -24,6 +24,8 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "hotpot": hotpot.HUB_NAME}
 _HELD_OUT = 0.1
 """Share of the articles of a local file that each of validation and test gets."""
 _MIN_ARTICLES, _MIN_HUB_ARTICLES = 3, 2
+_MIN_DOCUMENTS = 2
+"""Of what is held out of a file that has enough: controls compare two."""
 _HUB_VALIDATION = 0.02
 """Share of the articles of a hub data set's train split that are held out for validation; its own
 validation split is what results are compared on, and there is no public test split."""
@@ -236,8 +238,7 @@ def _read_version(
 def _split_articles(
     articles: tuple[Article, ...], *, split: Split, seed: int, path: str, source: str
 ) -> list[Article]:
-    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty, and
-    each with two documents where there are enough: controls compare two."""
+    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty."""
     if len(articles) < _MIN_ARTICLES:
         raise SourceError(
             [
@@ -245,9 +246,17 @@ def _split_articles(
                 f"train, validation and test need at least one each: give {_MIN_ARTICLES} or more"
             ]
         )
-    least = 1 if all(len(article.documents) > 1 for article in articles) else 2
-    num_held_out = min(max(least, round(_HELD_OUT * len(articles))), len(articles) // 3)
     keys = _drawn(articles, seed=seed)
+    size = {article.key: len(article.documents) for article in articles}
+    num_held_out = max(1, round(_HELD_OUT * len(articles)))
+
+    def is_single(part: Sequence[str]) -> bool:
+        return sum(size[key] for key in part) < _MIN_DOCUMENTS
+
+    while len(keys) >= 3 * (num_held_out + 1) and (
+        is_single(keys[:num_held_out]) or is_single(keys[num_held_out : 2 * num_held_out])
+    ):
+        num_held_out += 1
     chosen = {
         "validation": keys[:num_held_out],
         "test": keys[num_held_out : 2 * num_held_out],

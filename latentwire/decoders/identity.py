@@ -39,13 +39,18 @@ def identity(
 
 
 def identity_problems(
-    before: Mapping[str, Any], now: Mapping[str, Any], *, where: str
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    where: str,
+    remedy: str = "restore that model, or start a new run.tag",
 ) -> list[str]:
     """What differs between the decoders of a checkpoint and those that are here.
 
     Args:
         before: their identities by name.
         where: the checkpoint, for messages.
+        remedy: what can be done, for messages.
     """
     found = []
     for name, decoder in now.items():
@@ -60,6 +65,6 @@ def identity_problems(
             found.append(
                 f"decoders.{name}.model: '{decoder['model']}' is not the decoder that {where} was "
                 f"trained with ('{known.get('model')}', revision {known.get('revision')}): its "
-                f"{' and its '.join(changed)} changed; restore that model, or start a new run.tag"
+                f"{' and its '.join(changed)} changed; {remedy}"
             )
     return found

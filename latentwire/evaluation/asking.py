@@ -25,14 +25,21 @@ class Sizes:
 
     num_tokens: int
     """As text."""
+    num_tokens_cut: int
+    """Of them, those that the decoder's window has no room for."""
     num_positions: int
     """As a wire."""
     is_cut: bool
     """The text is longer than the encoder's window, and the wire is of its beginning."""
+    is_wire_too_long: bool
+    """The decoder's window has no room for the wire."""
 
 
 class WireReader:
     """One frozen decoder beside a wire that it can read.
+
+    The decoder is in the run's precision, the wire in fp32: under bf16 an answer can differ from
+    what the run's own evaluation gave.
 
     Args:
         wire: as ``load_wire`` opens it; the decoder is loaded on its device.
@@ -41,7 +48,8 @@ class WireReader:
 
     Raises:
         ValueError: the wire was not trained for that decoder.
-        ConfigError: the model is not the one that the wire was trained with.
+        ConfigError: the model cannot be loaded, needs code of its own that is not trusted, or is
+            not the one that the wire was trained with.
     """
 
     def __init__(self, wire: ExportedWire, decoder: str, *, model: str | None = None) -> None:
@@ -52,29 +60,42 @@ class WireReader:
         settings = config.decoders[decoder]
         if model is not None:
             settings = replace(settings, model=model, revision=None)
-        self._decoder = load_decoder(
-            decoder,
-            settings,
-            dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
-            device=next(wire.parameters()).device,
-        )
+        try:
+            self._decoder = load_decoder(
+                decoder,
+                settings,
+                dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+                device=next(wire.parameters()).device,
+            )
+        except (OSError, ValueError) as error:
+            why = str(error).splitlines()[0]
+            problem = f"decoders.{decoder}.model: '{settings.model}' cannot be loaded: {why}"
+            raise ConfigError([problem]) from None
         now = identity(self._decoder, settings, fingerprint(self._decoder.model))
         known = wire.description["decoders"]
-        if problems := identity_problems(known, {decoder: now}, where="the wire"):
+        remedy = "give the model it was trained with"
+        if problems := identity_problems(known, {decoder: now}, where="the wire", remedy=remedy):
             raise ConfigError(problems)
         self._prompts = prompts_for(
             config, decoder, self._decoder.tokenizer, window=self._decoder.window
         )
 
-    def sizes(self, context: str, *, ratio: int | None = None) -> Sizes:
-        """How long a text is as text and as a wire."""
-        (example,) = _examples([""], [context])
+    def sizes(self, context: str, question: str = "", *, ratio: int | None = None) -> Sizes:
+        """How long a text is as text and as a wire.
+
+        Args:
+            question: takes room in the decoder's window, and is part of the wire where that
+                carries the whole prompt.
+        """
+        (example,) = _examples([question], [context])
         slot, tokenizer = self._prompts.slot_text(example), self.wire.tokenizer
         positions = tokenizer.num_positions(slot, ratio)
         return Sizes(
             num_tokens=self._prompts.num_context_tokens(example),
+            num_tokens_cut=self._prompts.text(example).slot_tokens_cut,
             num_positions=positions,
             is_cut=hash(slot) in tokenizer.cut_texts,
+            is_wire_too_long=positions > self._prompts.room(self._prompts.wire(example)),
         )
 
     @torch.no_grad()
@@ -144,12 +165,13 @@ def load_reader(
     model: str | None = None,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> WireReader:
     """Opens an exported wire and one of the frozen decoders that read it.
 
     Arguments and errors are those of ``load_wire`` and ``WireReader``.
     """
-    wire = load_wire(path, device=device, trust_remote_code=trust_remote_code)
+    wire = load_wire(path, device=device, trust_remote_code=trust_remote_code, revision=revision)
     return WireReader(wire, decoder, model=model)
 
 

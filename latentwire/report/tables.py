@@ -93,9 +93,10 @@ def _beside(run: RunData, scores: dict[str, Any]) -> Html:
 
 def checkpoint_name(checkpoint: Mapping[str, Any]) -> str:
     """What metrics are of, in words."""
-    which = checkpoint["which"]
-    if checkpoint["stage"] is not None:
-        return f"the {which} checkpoint: stage {checkpoint['stage']} step {checkpoint['step']}"
+    # Runs evaluated before there was a best one have the last.
+    which, stage = checkpoint.get("which", "last"), checkpoint.get("stage")
+    if stage is not None:
+        return f"the {which} checkpoint: stage {stage} step {checkpoint['step']}"
     if which == "unsaved":
         return "the wire as it was trained, of which no step could be saved"
     return "the wire as it was made"

@@ -9,18 +9,26 @@ from latentwire.distributed.assembly import Job
 log = logging.getLogger(__name__)
 
 
-def warn_of_long(job: Job, examples: Sequence[Example]) -> None:
-    """Says of a few examples which do not fit, before much is trained on what is cut.
+def warn_of_long(job: Job, documents: Sequence[Sequence[Example]]) -> None:
+    """Says of a few documents which do not fit, before much is trained on what is cut.
 
     Args:
-        examples: of the training split.
+        documents: of the training split, each with its examples.
     """
-    one_each = {example.context: example for example in examples}
-    for example in one_each.values():
-        job.tokenizer.ids(job.any_prompts.slot_text(example))
-        for prompts in job.prompts.values():
+    examples = [document[0] for document in documents]
+    if job.groups.rank == 0:
+        for example in examples:
+            job.tokenizer.ids(job.any_prompts.slot_text(example))
+    train = job.config.train
+    ratios = [*train.stage_a.ratios, *train.stage_b.ratios]
+    longest = min(ratios, default=None)
+    for name, prompts in job.prompts.items():
+        for example in examples if job.groups.decoder(name).rank == 0 else ():
             prompts.text(example)
-    warn_of_cuts(job, f"{len(one_each)} training texts looked at first")
+            slot = prompts.slot_text(example)
+            if job.tokenizer.num_positions(slot, longest) > prompts.room(prompts.wire(example)):
+                prompts.long_wires.add(hash(slot))
+    warn_of_cuts(job, f"{len(examples)} training texts looked at first")
 
 
 def warn_of_cuts(job: Job, when: str) -> None:

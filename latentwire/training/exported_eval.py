@@ -68,12 +68,8 @@ def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
     tree["run"]["tag"] += "-exported"
     config = config_file.merged(tree, overrides)
     if own.encoder.trust_remote_code and not config.encoder.trust_remote_code:
-        raise ConfigError(
-            [
-                f"encoder.trust_remote_code: false, but the encoder of {folder} brings its own "
-                "code; read it, and give encoder.trust_remote_code=true if you trust it"
-            ]
-        )
+        flag = "encoder.trust_remote_code=true"
+        raise ConfigError([exported.own_code(own, str(folder), flag=flag)])
     return exported.export_config({"config": config_file.to_tree(config)}, folder)
 
 

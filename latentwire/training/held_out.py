@@ -67,8 +67,8 @@ def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> li
     if source.num_documents < 2:
         raise ConfigError(
             [
-                f"data.path: the {split} split of {config.data.path} has only one document, and "
-                f"{need} needs two; give a file of more articles"
+                f"data.path: the {split} split of {config.data.path or config.data.source} has "
+                f"only {source.num_documents} document, and {need} needs two; give more articles"
             ]
         )
     examples = held_out(source, seed=config.run.seed, samples=samples)

@@ -12,8 +12,8 @@ _NUM_DOCUMENTS = 128
 _NO_WINDOW = 1 << 30
 
 
-def sample_examples(config: Config) -> list[Example]:
-    """Examples of the training split from documents evenly spaced over it, each answer once.
+def sample_documents(config: Config) -> list[tuple[Example, ...]]:
+    """The examples of documents evenly spaced over the training split.
 
     The data have to have passed ``check_source``.
     """
@@ -26,9 +26,14 @@ def sample_examples(config: Config) -> list[Example]:
         seed=config.run.seed,
     )
     step = -(-source.num_documents // _NUM_DOCUMENTS)
+    return [source.examples(number) for number in range(0, source.num_documents, step)]
+
+
+def sample_examples(config: Config) -> list[Example]:
+    """Examples of ``sample_documents``, each answer once."""
     by_answer: dict[str, Example] = {}
-    for document in range(0, source.num_documents, step):
-        for example in source.examples(document):
+    for examples in sample_documents(config):
+        for example in examples:
             by_answer.setdefault(example.answers[0], example)
     return list(by_answer.values())
 

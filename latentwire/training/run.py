@@ -40,7 +40,7 @@ from latentwire.training.identity import identities
 from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
 from latentwire.training.preflight import Plan
-from latentwire.training.prompt_checks import sample_examples
+from latentwire.training.prompt_checks import sample_documents
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
 from latentwire.training.run_folder import log_to, prepare
@@ -81,7 +81,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         frozen = FrozenCheck(job)
         decoders = identities(job, frozen.before)
         _report_units(job)
-        warn_of_long(job, sample_examples(config))
+        warn_of_long(job, sample_documents(config))
         if step is not None:
             _check_decoders(step, decoders)
             state.restore(step, job.units, unit_groups(job))

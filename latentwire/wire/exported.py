@@ -62,12 +62,7 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         self._folder = folder
         config = export_config(description, folder)
         if config.encoder.trust_remote_code and not trust_remote_code:
-            raise ConfigError(
-                [
-                    f"{folder}: the wire's encoder brings its own code; read it, and give "
-                    "trust_remote_code=True if you trust it"
-                ]
-            )
+            raise ConfigError([own_code(config_file.from_tree(description["config"]), str(folder))])
         self.config = config if trust_remote_code else without_trust(config)
         self.tokenizer = EncoderTokenizer(self.config, window=encoder_window(self.config.encoder))
         shapes = {n: shape_from(d["shape"]) for n, d in description["decoders"].items()}
@@ -134,6 +129,21 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         write_export(save_directory, self.description, weights, encoder=self._folder / ENCODER)
 
     @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> "ExportedWire":
+        """As ``load_wire``, with the hub library's further options."""
+        # Always handed on: the mixin takes from the export's own file what is not given.
+        found: ExportedWire = super().from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **options
+        )
+        return found
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "ExportedWire":
         keep = ("revision", "cache_dir", "force_download", "local_files_only", "token")
         chosen = {key: options[key] for key in keep if options.get(key) is not None}
@@ -144,12 +154,17 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
 
 
 def load_wire(
-    path: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> ExportedWire:
-    """Opens what ``latentwire checkpoint export`` wrote, ready to read texts.
+    """Opens what ``latentwire checkpoint export`` wrote, ready to read texts, in fp32.
 
     Args:
         path: the folder, or a hub id.
+        revision: of the hub id.
         trust_remote_code: code that comes with its encoder, and with its decoders, may run. What
             the export says of that is its author's word, and does not count.
 
@@ -160,7 +175,8 @@ def load_wire(
     folder = Path(path)
     trust = trust_remote_code
     if not folder.is_dir():
-        return ExportedWire.from_pretrained(str(path), trust_remote_code=trust).to(device)
+        found = ExportedWire.from_pretrained(str(path), trust_remote_code=trust, revision=revision)
+        return found.to(device)
     exported = ExportedWire(read_description(folder), folder, trust_remote_code=trust)
     wanted = {n: p for n, p in exported.wire.named_parameters() if p.requires_grad}
     weights = read_weights(folder)
@@ -180,19 +196,33 @@ def read_description(folder: Path) -> dict[str, Any]:
     """What an export's ``config.json`` holds.
 
     Raises:
-        ConfigError: it is missing, damaged, or of another format.
+        ConfigError: it is missing, damaged, of another format, or says two things of one decoder.
     """
     path = folder / CONFIG
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         number = found["latentwire_format"]
+        # What is shown, and what would be loaded.
+        named = {name: decoder["model"] for name, decoder in found["decoders"].items()}
+        loaded = {n: d["model"] for n, d in found["config"]["decoders"].items() if d is not None}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError([f"{path} is no exported wire: {error!r}"]) from None
     if number != FORMAT:
         raise ConfigError(
             [f"{path} has format {number!r}, not {FORMAT}; use the version that wrote it"]
         )
+    if named != loaded:
+        raise ConfigError([f"{path}: `decoders` names {named}, and `config` {loaded}"])
     return found
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that an export was trained with, as its author left it.
+
+    Raises:
+        ConfigError: the folder is no export.
+    """
+    return config_file.from_tree(read_description(folder)["config"])
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -235,6 +265,26 @@ def export_config(description: Mapping[str, Any], folder: Path) -> Config:
     return replace(config, encoder=model)
 
 
+def own_code(config: Config, where: str, *, flag: str = "trust_remote_code=True") -> str:
+    """What to say where models of an export would run code of their own, and may not.
+
+    Args:
+        flag: what lets it run.
+    """
+    models = {"encoder": config.encoder} | {
+        f"decoder '{name}'": decoder for name, decoder in config.decoders.items()
+    }
+    brought = ", ".join(
+        f"{what} ({settings.model}, revision {settings.revision or 'main'})"
+        for what, settings in models.items()
+        if settings.trust_remote_code
+    )
+    return (
+        f"{where}: code of their own is brought by {brought}; read it (what an export holds is in "
+        f"its encoder/), and give {flag} if you trust it"
+    )
+
+
 def without_trust(config: Config) -> Config:
     """The configuration with no model's own code trusted."""
     decoders = {n: replace(d, trust_remote_code=False) for n, d in config.decoders.items()}
@@ -243,7 +293,11 @@ def without_trust(config: Config) -> Config:
 
 
 def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
-    """The encoder's language model: its shape alone where the export holds all its weights."""
+    """The encoder's language model: its shape alone where the export holds all its weights.
+
+    Raises:
+        ConfigError: what it does not hold cannot be loaded from where the configuration says.
+    """
     encoder = config.encoder
     if encoder.kind == "byte":
         return None
@@ -252,14 +306,18 @@ def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
         shape = AutoConfig.from_pretrained(encoder.model, **code)
         return AutoModel.from_config(shape, attn_implementation="sdpa", dtype=torch.float32, **code)
     base = description["config"]["encoder"]
-    return AutoModel.from_pretrained(
-        base["model"],
-        revision=base.get("revision"),
-        attn_implementation="sdpa",
-        dtype=torch.float32,
-        use_safetensors=True,
-        **code,
-    )
+    try:
+        return AutoModel.from_pretrained(
+            base["model"],
+            revision=base.get("revision"),
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            use_safetensors=True,
+            **code,
+        )
+    except (OSError, ValueError) as error:
+        problem = f"encoder.model: '{base['model']}' cannot be loaded: {str(error).splitlines()[0]}"
+        raise ConfigError([problem]) from None
 
 
 def shape_tree(shape: DecoderShape) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import latentwire
 from latentwire import cli, config_file
 from latentwire.ask import main
 from latentwire.checkpoint_tool import main as checkpoint
+from latentwire.checkpointing.manifest import read_manifest
 from latentwire.config import ConfigError
 from latentwire.testing import run_distributed
 from latentwire.training import run
@@ -44,6 +47,19 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "wire"
     assert checkpoint(["export", str(trained), str(out)]) == 0
     return out
+
+
+VALIDATED = {"best": {"stage": "A", "step": 1, "score": 0.5}, "stage": "A", "num_stale": 1}
+"""What a checkpoint knows of validations: the first step was the best."""
+
+
+def change(step: Path, name: str, changed: Callable[[Any], Any]) -> None:
+    """Rewrites a file of a published step, in JSON, with its size in the manifest."""
+    path, manifest = step / name, read_manifest(step)
+    path.write_text(json.dumps(changed(yaml.safe_load(path.read_text()))))
+    entry = replace(manifest.files[name], bytes=path.stat().st_size)
+    told = replace(manifest, files={**manifest.files, name: entry})
+    (step / "manifest.json").write_text(json.dumps(told.to_tree()))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -77,7 +93,36 @@ def test_a_text_is_shorter_as_a_wire(exported: Path) -> None:
     text = "Mia lives in Oslo. Mia works as a baker. Mia has learned the drum."
     five, ten = reader.sizes(text), reader.sizes(text, ratio=10)
     assert five.num_tokens == ten.num_tokens > five.num_positions > ten.num_positions
-    assert not five.is_cut and reader.sizes(text * 300).is_cut
+    assert not (five.is_cut or five.num_tokens_cut or five.is_wire_too_long)
+    long = reader.sizes(text * 300)
+    assert long.is_cut and long.num_tokens - long.num_tokens_cut < 1024
+    assert reader.sizes(text * 300, ratio=1).is_wire_too_long
+
+
+def test_the_step_that_is_asked_is_the_one_that_is_evaluated(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best by validation, or the last where ``eval.checkpoint`` says so; of exports too."""
+    root = tmp_path / "run"
+    shutil.copytree((trained / "ckpt").resolve(), root)
+    last = root / "stageA" / "step-00000002"
+    first = root / "stageA" / "step-00000001"
+    shutil.copytree(last, first)
+    change(last, "trainer.json", lambda tree: {**tree, "validation": VALIDATED})
+    change(first, "trainer.json", lambda tree: {**tree, "step": 1})
+    asked = [str(root), "--text", "a", "--question", "b?", "--decoder", "qwen"]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.startswith("wire of stage A, step 1\n")
+    assert checkpoint(["export", str(root), str(tmp_path / "best")]) == 0
+    assert latentwire.load_wire(tmp_path / "best").description["place"]["step"] == 1
+    change(
+        last, "config.yaml", lambda tree: {**tree, "eval": {**tree["eval"], "checkpoint": "last"}}
+    )
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().out.startswith("wire of stage A, step 2\n")
+    assert main([str(first), *asked[1:]]) == 0
+    assert capsys.readouterr().out.startswith("wire of stage A, step 1\n")
 
 
 def test_what_it_cannot_answer_is_refused(exported: Path, tmp_path: Path) -> None:
@@ -142,6 +187,9 @@ def test_questions_are_read_from_the_input(
         ),
         (["--document", "999999"], "the test split has 0 to"),
         (["--file", "nowhere.txt"], "--file nowhere.txt cannot be read"),
+        (["--text", "a", "--device", "nothing"], "--device nothing: "),
+        (["--text", "a", "--model", "qwen"], "--model qwen: give DECODER=MODEL"),
+        (["--text", "a", "--model", "mistral=b"], "--model mistral: the wire is read by"),
         ([], "required"),
     ],
 )
@@ -158,15 +206,27 @@ def test_no_wire_ends_in_a_message(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_models_that_are_gone_end_in_a_message(
-    trained: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path,
+    exported: Path,
+    embedded_pair: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     tree = json.loads((exported / "config.json").read_text())
-    tree["config"]["decoders"]["qwen"]["model"] = "/nowhere/qwen"
+    for decoders in (tree["config"]["decoders"], tree["decoders"]):
+        decoders["qwen"]["model"] = "/nowhere/qwen"
     copy = tmp_path / "copy"
     shutil.copytree(exported, copy)
     (copy / "config.json").write_text(json.dumps(tree))
     assert main([str(copy), "--text", "a"]) == 2
-    assert "decoders.qwen.model: '/nowhere/qwen' is no folder" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "decoders.qwen.model: '/nowhere/qwen' is no folder" in said
+    assert "--model DECODER=MODEL says where a model is now" in said
+    asked = ["--text", "a", "--question", "b?", "--decoder", "qwen"]
+    assert main([str(copy), *asked, "--model", f"qwen={embedded_pair / 'qwen'}"]) == 0
+    assert "  qwen wire  " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="'/nowhere/qwen' cannot be loaded"):
+        latentwire.load_reader(copy, "qwen")
 
     moved = tmp_path / "run"
     shutil.copytree((trained / "ckpt").resolve(), moved)

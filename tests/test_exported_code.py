@@ -17,6 +17,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import run
 from latentwire.training.exported_eval import exported_config
 from latentwire.training.preflight import preflight
+from latentwire.wire.exported import ExportedWire
 
 CONFIGURATION = """
 from transformers import LlamaConfig
@@ -83,15 +84,37 @@ def test_what_the_export_says_of_trust_does_not_count(
 ) -> None:
     tree = json.loads((exported / "config.json").read_text())["config"]
     assert tree["encoder"]["trust_remote_code"] is True
-    with pytest.raises(ConfigError, match="brings its own code; read it, and give"):
+    own = r"code of their own is brought by encoder \(.*/own, revision main\); read it"
+    with pytest.raises(ConfigError, match=f"{own}.*give trust_remote_code=True"):
         latentwire.load_wire(exported)
-    with pytest.raises(ConfigError, match="encoder.trust_remote_code: false, but the encoder of"):
+    with pytest.raises(ConfigError, match=f"{own}.*give encoder.trust_remote_code=true"):
         exported_config(exported, [])
     assert exported_config(exported, ["encoder.trust_remote_code=true"]).encoder.trust_remote_code
     assert ask([str(exported), "--text", "a"]) == 2
-    assert "brings its own code" in capsys.readouterr().err
+    assert "give --trust-remote-code if you trust it" in capsys.readouterr().err
     only = ["--decoder", "qwen", "--question", "b?", "--trust-remote-code"]
     assert ask([str(exported), "--text", "a", *only]) == 0
+
+
+def test_an_export_cannot_trust_itself(exported: Path, tmp_path: Path) -> None:
+    """The hub library takes from a file of the export what its caller has not given."""
+    hostile = tmp_path / "hostile"
+    shutil.copytree(exported, hostile)
+    tree = json.loads((hostile / "config.json").read_text())
+    (hostile / "config.json").write_text(json.dumps({**tree, "trust_remote_code": True}))
+    with pytest.raises(ConfigError, match="code of their own is brought by encoder"):
+        ExportedWire.from_pretrained(str(hostile))
+    assert ExportedWire.from_pretrained(str(hostile), trust_remote_code=True).decoders
+
+
+def test_an_export_cannot_show_one_decoder_and_load_another(exported: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(exported, hostile)
+    tree = json.loads((hostile / "config.json").read_text())
+    tree["config"]["decoders"]["qwen"] |= {"model": "stranger/other", "trust_remote_code": True}
+    (hostile / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match="`decoders` names .* and `config` .*stranger/other"):
+        latentwire.load_wire(hostile, trust_remote_code=True)
 
 
 def test_an_export_does_not_say_where_files_go(exported: Path, tmp_path: Path) -> None:

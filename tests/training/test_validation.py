@@ -264,8 +264,8 @@ def test_a_split_of_one_document_is_refused_as_such(
     own = ("data.source=jsonl", f"data.path={path}", "data.samples=0")
     assert main(["--dry-run", *small_overrides(pair, tmp_path, *own)]) == 2
     refused = capsys.readouterr().err
-    assert f"data.path: the test split of {path} has only one document" in refused
-    assert "give a file of more articles" in refused
+    assert f"data.path: the test split of {path} has only 1 document" in refused
+    assert "give more articles" in refused
 
 
 def test_patience_without_validation_is_refused(recipe: str) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from latentwire.config_file import packaged_names
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 _LM_WEIGHT = 0.2
 """Weight of plain language modelling of context and question beside the answers."""
 _IGNORE = -100
+_MOST, _LAST = 4, 100
+"""Times that a phase is trained at most, and the steps that its last answers are of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,10 @@ class Phase:
     start short and grow."""
     hard_shape: profiles_hard.Shape = profiles_hard.Shape(facts=(10, 25))
     """Of those documents; by default they go a little beyond the evaluated sizes."""
+    until: float | None = None
+    """The phase is trained again, up to ``_MOST`` times in all, until the loss of its last answers
+    is no more: whether something is learnt in a phase that is learnt all at once is a matter of
+    chance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,16 +258,17 @@ def pretrain(
     log.info("%s: %d parameters", spec.name, model.num_parameters())
     rng = random.Random(seed)
     for number, phase in enumerate(spec.phases, start=1):
-        phase = phase if steps is None else replace(phase, steps=steps)
+        phase = phase if steps is None else replace(phase, steps=steps, until=None)
         phase = phase if batch_documents is None else replace(phase, documents=batch_documents)
-        train_phase(
-            model,
-            DecoderPrompts(tokenizer),
-            phase,
-            rng=rng,
-            seed=seed,
-            name=f"{spec.name}, phase {number}",
-        )
+        name = f"{spec.name}, phase {number}"
+        for again in reversed(range(_MOST)):
+            loss = train_phase(
+                model, DecoderPrompts(tokenizer), phase, rng=rng, seed=seed, name=name
+            )
+            if phase.until is None or loss <= phase.until:
+                break
+            what_then = "once more" if again else "the next phase goes on from there"
+            log.warning("%s: answer loss %.4f, not %g: %s", name, loss, phase.until, what_then)
     torch.set_num_threads(threads_before)
     return model.eval(), tokenizer
 
@@ -272,17 +281,21 @@ def train_phase(
     rng: random.Random,
     seed: int,
     name: str,
-) -> None:
+) -> float:
     """Trains ``model`` for one phase, in place, on the device it is on.
 
     Args:
         rng: draws the documents.
         name: what the log calls it.
+
+    Returns:
+        The answer loss of its last steps, their mean, in nats per token.
     """
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=phase.learning_rate, betas=(0.9, 0.98), weight_decay=0.05
     )
     start = time.perf_counter()
+    last: deque[Tensor] = deque(maxlen=_LAST)
     for step in range(phase.steps):
         progress = step / phase.steps
         docs = _documents(phase, progress, rng=rng, seed=seed)
@@ -298,6 +311,7 @@ def train_phase(
         ).view_as(labels)
         plain = (labels != _IGNORE) & ~is_answer
         answer_loss = losses[is_answer].mean()
+        last.append(answer_loss.detach())
         loss = answer_loss + _LM_WEIGHT * losses[plain].mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -314,6 +328,7 @@ def train_phase(
                 right.item(),
                 time.perf_counter() - start,
             )
+    return torch.stack(list(last)).mean().item()
 
 
 def _mixed_precision(device: torch.device) -> torch.autocast:

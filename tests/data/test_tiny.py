@@ -331,6 +331,40 @@ def test_phases_train_one_model_and_each_restarts_the_learning_rate(
     assert not torch.equal(again[weight], end[weight])
 
 
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [([0.2, 0.05, 0.2], 2), ([0.05, 0.2], 1), ([0.2] * 9, 4), ([0.2, 0.06], 2)],
+)
+def test_a_phase_is_trained_again_until_it_has_taught(
+    losses: list[float], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tiny.Phase] = []
+
+    def train_phase(model: Any, prompts: DecoderPrompts, phase: tiny.Phase, **_: Any) -> float:
+        ran.append(phase)
+        return losses[len(ran) - 1] if phase.until else 1.0
+
+    monkeypatch.setattr(tiny, "train_phase", train_phase)
+    first = tiny.Phase(steps=3, learning_rate=2e-3, until=0.06)
+    then = tiny.Phase(steps=3, learning_rate=1e-3)
+    tiny.pretrain(dataclasses.replace(narrow(SPECS["qwen"]), phases=(first, then)), seed=0)
+    assert ran == [first] * expected + [then], "the next one comes in any case"
+
+
+def test_a_phase_says_what_it_has_come_to() -> None:
+    """The mean over its last steps, of answers alone."""
+    spec = narrow(SPECS["qwen"])
+    tokenizer = tiny.build_tokenizer(spec, seed=0)
+    torch.manual_seed(0)
+    model = tiny.build_model(spec, tokenizer)
+    # Nothing is learnt at no rate, and fresh weights say every token equally.
+    phase = tiny.Phase(steps=2, learning_rate=0.0, documents=2)
+    loss = tiny.train_phase(
+        model, DecoderPrompts(tokenizer), phase, rng=random.Random(0), seed=0, name="one"
+    )
+    assert loss == pytest.approx(math.log(len(tokenizer)), rel=0.05)
+
+
 def test_steps_replace_the_number_of_every_phase(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

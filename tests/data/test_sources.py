@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,11 @@ def test_fewer_than_three_articles(tmp_path: Path) -> None:
 
 
 def test_unanswerable_questions_are_skipped_and_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A command that an earlier test called keeps the package's records to itself.
+    monkeypatch.setattr(logging.getLogger("latentwire"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("latentwire"), "level", logging.INFO)
     tree = squad(3)
     qas = tree["data"][1]["paragraphs"][0]["qas"]
     qas[0] = {"question": "Never?", "answers": [], "is_impossible": True}

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """Prints each decoder's answers from the text and from its wire.
 
     Returns:
-        0 done, 2 bad input.
+        0 done, 1 files cannot be read or written, 2 bad input.
     """
     log_to(None, rank=0)
     try:
@@ -63,6 +63,11 @@ def main(arguments: Sequence[str]) -> int:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
         print("\n".join(f"latentwire ask: {p}" for p in problems), file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"latentwire ask: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,5 +1,6 @@
 """``latentwire ask`` and its reader, on the wire of a short run."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -54,10 +55,11 @@ VALIDATED = {"best": {"stage": "A", "step": 1, "score": 0.5}, "stage": "A", "num
 
 
 def change(step: Path, name: str, changed: Callable[[Any], Any]) -> None:
-    """Rewrites a file of a published step, in JSON, with its size in the manifest."""
+    """Rewrites a file of a published step, in JSON, as the manifest then says."""
     path, manifest = step / name, read_manifest(step)
     path.write_text(json.dumps(changed(yaml.safe_load(path.read_text()))))
-    entry = replace(manifest.files[name], bytes=path.stat().st_size)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = replace(manifest.files[name], bytes=path.stat().st_size, sha256=digest)
     told = replace(manifest, files={**manifest.files, name: entry})
     (step / "manifest.json").write_text(json.dumps(told.to_tree()))
 
@@ -200,6 +202,22 @@ def test_bad_input_ends_in_a_message(
     assert says in capsys.readouterr().err
 
 
+def test_a_damaged_step_is_neither_asked_nor_exported(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree((trained / "ckpt").resolve(), root)
+    path = next(root.glob("stageA/step-*/encoder/*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert main([str(root), "--text", "a"]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert checkpoint(["export", str(root), str(tmp_path / "out")]) == 2
+    assert str(path) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_wire_ends_in_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--text", "a"]) == 2
     assert "holds no checkpoints" in capsys.readouterr().err
@@ -230,11 +248,9 @@ def test_models_that_are_gone_end_in_a_message(
 
     moved = tmp_path / "run"
     shutil.copytree((trained / "ckpt").resolve(), moved)
-    for path in moved.glob("stageA/step-*/config.yaml"):
-        text = path.read_text()
-        model = yaml.safe_load(text)["encoder"]["model"]
-        gone = "/nowhere/".ljust(len(model), "x")  # a file's size is known
-        path.write_text(text.replace(f"model: {model}", f"model: {gone}", 1))
+    (step,) = moved.glob("stageA/step-*")
+    gone = {"model": "/nowhere/llama"}
+    change(step, "config.yaml", lambda tree: {**tree, "encoder": {**tree["encoder"], **gone}})
     assert main([str(moved), "--text", "a"]) == 2
     said = capsys.readouterr().err
-    assert "encoder.model: '/nowhere/x" in said and "is no folder any more" in said
+    assert "encoder.model: '/nowhere/llama'" in said and "is no folder any more" in said

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import PARTS, unit_of
-from latentwire.checkpointing.manifest import read_manifest, versions
+from latentwire.checkpointing.manifest import content_problems, read_manifest, versions
 from latentwire.checkpointing.state import CONFIG, read_place
 from latentwire.config import ConfigError
 from latentwire.data.hub import names_folder
@@ -63,12 +63,14 @@ def export_step(step: Step, out: Path) -> int:
         Trained parameters written.
 
     Raises:
-        ConfigError: ``out`` exists, or the encoder's tokenizer cannot be found.
+        ConfigError: ``out`` exists, the step is damaged, or the encoder has no tokenizer here.
         OSError: it cannot be written; nothing is left of it.
     """
     if out.exists():
         raise ConfigError([f"{out} exists; choose another folder"])
     manifest, place = read_manifest(step.path), read_place(step)
+    if problems := content_problems(step.path, manifest, manifest.files):
+        raise ConfigError(problems)
     tree = yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8"))
     weights: dict[str, Tensor] = {}
     for component in manifest.units:

@@ -13,6 +13,8 @@ _MAY_CHANGE = (
     "data.prefetch",
     "data.token_cache",
     "diagnostics.",
+    # What a run is told to do when its memory is too small.
+    "encoder.activation_checkpointing",
     "distributed.",
     "train.max_skipped",
     "teacher.folder",
@@ -20,7 +22,9 @@ _MAY_CHANGE = (
     "validation.interval",
     "validation.patience",
 )
-_MAY_CHANGE_OF_DECODER = (".ranks", ".share", ".shard", ".reshard", ".compile")
+_MAY_CHANGE_OF_DECODER = tuple(
+    ".ranks .share .shard .reshard .compile .gradient_checkpointing".split()
+)
 
 
 def changed_keys(before: Config, now: Config) -> list[str]:
@@ -40,4 +44,8 @@ def changed_keys(before: Config, now: Config) -> list[str]:
             if isinstance(was, int | float) and isinstance(is_now, int | float) and is_now > was:
                 continue
         found.append(f"{key}: the run has '{old.get(key)}', the command '{new.get(key)}'")
+    if not found and list(before.decoders) != list(now.decoders):
+        # A decoder's private latents are found by its place.
+        was, is_now = ", ".join(before.decoders), ", ".join(now.decoders)
+        found.append(f"decoders: the run has them in the order {was}, the command in {is_now}")
     return found

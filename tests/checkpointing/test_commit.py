@@ -1,6 +1,7 @@
 """Steps on disk: publication, discovery, retention, and what a resumed run may change."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,8 @@ def test_a_step_that_cannot_be_removed_is_a_warning(
         ("run.seed=1", False),
         ("decoders.qwen=null", False),
         ("decoders.llama.weight=2", False),
+        ("decoders.llama.gradient_checkpointing=true", True),
+        ("encoder.activation_checkpointing=true", True),
         ("eval.samples=24", False),
         ("teacher.folder=elsewhere", True),
         ("teacher.top_k=8", False),
@@ -202,3 +205,9 @@ def test_what_a_resumed_run_may_change(
     assert (changes == []) == may, changes
     if not may:
         assert changes[0].startswith(override.split("=")[0])
+
+
+def test_a_resumed_run_keeps_the_order_of_its_decoders(pair: Path, tmp_path: Path) -> None:
+    before = config_file.load("smoke", small_overrides(pair, tmp_path))
+    now = replace(before, decoders=dict(reversed(before.decoders.items())))
+    assert changed_keys(before, now)[0].startswith("decoders: ")

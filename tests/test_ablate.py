@@ -351,6 +351,15 @@ def test_the_packaged_report_is_of_the_packaged_results(name: str, tmp_path: Pat
         assert path.read_text() == (folder / path.name).read_text(), path.name
 
 
+def test_a_seed_may_lack_a_kind_of_question(tmp_path: Path) -> None:
+    ablation = read_file(PACKAGED / "ablations.yaml")
+    known = read_results(PACKAGED / RESULTS)
+    known["default-s1"] = replace(known["default-s1"], by_kind={})
+    every = ablate.trials(ablation, root=str(tmp_path), checkpoints=str(tmp_path))
+    ablate.report(ablation, every, known, tmp_path)
+    assert "wire, shared" in (tmp_path / "ABLATIONS.md").read_text()
+
+
 @pytest.mark.slow
 def test_a_real_trial_is_trained_and_harvested(file: Path, tmp_path: Path) -> None:
     change(file, "wide", change={"train.stage_b.steps": 3})

@@ -174,6 +174,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
+def _of_kind(default: Scores, decoder: str, arm: str, kind: str) -> float | None:
+    """Over the seeds that drew such a question; None where none did."""
+    seeds = [result.by_kind.get(decoder, {}).get(arm, {}) for result in default.results]
+    values = [by_kind[kind] for by_kind in seeds if kind in by_kind]
+    return statistics.fmean(values) if values else None
+
+
 def _controls(default: Scores) -> list[str]:
     """Every arm of the default, by decoder and ratio, and by kind of question where there are
     several."""
@@ -196,11 +203,7 @@ def _controls(default: Scores) -> list[str]:
             line = [decoder, f"{compression:.2f}x", _of(default, decoder, arm)]
             line += [_of(default, decoder, name, ratio) for name in _CONTROLS]
             line += [
-                _number(
-                    statistics.fmean(
-                        result.by_kind[decoder][name][kind] for result in default.results
-                    )
-                )
+                _number(_of_kind(default, decoder, name, kind))
                 for kind in kinds
                 for name in (arm, "text")
             ]

@@ -220,6 +220,8 @@ def test_a_run_of_two_ranks_leaves_its_files_and_can_be_asked_again(
     (folder / "metrics.json").unlink()
     again = python("-m", "latentwire.cli", "eval", *overrides, "eval.samples=9")
     assert again.returncode == 0, again.stderr
+    differs = "the evaluation differs from the run in eval.samples: the run has '12'"
+    assert f"{differs}, the command '9'" in again.stderr
     assert json.loads((folder / "metrics.json").read_text())["num_examples"] == 9
 
 

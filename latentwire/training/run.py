@@ -10,6 +10,7 @@ from typing import Any
 
 from latentwire import config_file
 from latentwire.checkpointing import state
+from latentwire.checkpointing.changes import changed_keys
 from latentwire.checkpointing.commit import STAGES, Step
 from latentwire.checkpointing.manifest import read_manifest
 from latentwire.checkpointing.state import Place
@@ -30,6 +31,7 @@ from latentwire.training import resume, teacher_build, token_build
 from latentwire.training.cuts import warn_of_cuts, warn_of_long
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
+from latentwire.training.guard import NonFiniteError
 from latentwire.training.held_out import (
     draw_evaluation,
     draw_health,
@@ -39,7 +41,7 @@ from latentwire.training.held_out import (
 from latentwire.training.identity import identities
 from latentwire.training.joining import joined
 from latentwire.training.outcome import Outcome, stopped
-from latentwire.training.preflight import Plan
+from latentwire.training.preflight import Plan, recorded_config
 from latentwire.training.prompt_checks import sample_documents
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
@@ -48,7 +50,7 @@ from latentwire.training.saving import open_writer, place_at, unit_groups
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import evaluate_into_folder, open_source_for, print_result
 from latentwire.training.stages import Stage
-from latentwire.training.start import agreed_start
+from latentwire.training.start import agreed_problems, agreed_start
 from latentwire.training.status import FILES, write_status
 from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
@@ -92,7 +94,12 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
         validator = Validator(job, validated, stream=validation, standing=standing)
         with open_writer(plan, job, stop, decoders=decoders) as writer:
-            reason = _train_stages(plan, job, stages, place, validator, stop, writer)
+            try:
+                reason = _train_stages(plan, job, stages, place, validator, stop, writer)
+            except NonFiniteError:
+                # Every rank is there and raises it; the last step is to be whole.
+                writer.wait()
+                raise
         if reason:
             return stopped(plan, groups, reason, why=stop.reason)
         # Each rank reads its own weights and files.
@@ -112,6 +119,8 @@ def evaluate_only(plan: Plan) -> Outcome:
             tag, folder = config.run.tag, plan.checkpoint_folder
             raise ConfigError([f"run.tag: '{tag}' has no checkpoint in {folder}; train it"])
         step, place = found
+        if groups.rank == 0:
+            _tell_of_other_settings(plan)
         examples = draw_evaluation(config)
         checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
         job = assemble(config, groups)
@@ -120,6 +129,12 @@ def evaluate_only(plan: Plan) -> Outcome:
             _check_decoders(checkpoint.step, identities(job, frozen.before))
         _load(checkpoint, job)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
+
+
+def _tell_of_other_settings(plan: Plan) -> None:
+    before = recorded_config(plan.run_folder, plan.checkpoint_folder)
+    for change in changed_keys(before, plan.config) if before is not None else ():
+        log.warning("the evaluation differs from the run in %s", change)
 
 
 def _fill_caches(
@@ -167,7 +182,16 @@ def _load_chosen(plan: Plan, job: Job, validator: Validator, *, is_saved: bool) 
 
 
 def _load(checkpoint: Checkpoint, job: Job) -> None:
+    """Puts a checkpoint into the units. All must call.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
     assert checkpoint.step is not None
+    # The newest step was read where the run began; the best one may be another.
+    if problems := agreed_problems(checkpoint.step, job.groups.world):
+        mend = "; use eval.checkpoint=last" if checkpoint.which == "best" else ""
+        raise ConfigError([f"{problem}{mend}" for problem in problems])
     state.restore(checkpoint.step, job.units, unit_groups(job), with_optimizer=False)
     log.info("loaded %s", checkpoint.step.path)
 

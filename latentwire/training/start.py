@@ -87,12 +87,7 @@ def _agreed_verdict(
     refusal = broadcast_json(commit.is_foreign(step), world)
     if refusal:
         raise ConfigError([refusal])
-    problems: list[str] = broadcast_json(commit.problems(step), world)
-    if not problems:
-        manifest = read_manifest(step.path)
-        own = sorted(manifest.files)[world.rank :: world.size]
-        gathered = gather_json(content_problems(step.path, manifest, own), world)
-        problems = broadcast_json([line for lines in gathered or [] for line in lines], world)
+    problems = agreed_problems(step, world)
     if problems:
         _report(step, problems, world)
         if must_hold:
@@ -101,6 +96,17 @@ def _agreed_verdict(
         return None
     place = broadcast_json(place_tree(read_place(step)) if world.rank == 0 else None, world)
     return step, place_from(place)
+
+
+def agreed_problems(step: Step, world: Group) -> list[str]:
+    """What is wrong with a step, every byte of which all ranks together read. All must call."""
+    problems: list[str] = broadcast_json(commit.problems(step), world)
+    if not problems:
+        manifest = read_manifest(step.path)
+        own = sorted(manifest.files)[world.rank :: world.size]
+        gathered = gather_json(content_problems(step.path, manifest, own), world)
+        problems = broadcast_json([line for lines in gathered or [] for line in lines], world)
+    return problems
 
 
 def _report(step: Step, problems: Sequence[str], world: Group) -> None:

@@ -233,6 +233,14 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
     checkpoint = json.loads(metrics_file.read_text())["checkpoint"]
     assert checkpoint == {"stage": "B", "step": 3, "which": "last"}
 
+    shard = next((checkpoints / "stageA" / "step-00000001" / "encoder").glob("shard-*"))
+    whole = bytearray(shard.read_bytes())
+    whole[-1] ^= 1
+    shard.write_bytes(whole)
+    refusals = run_distributed(evaluate_on_rank, 2, overrides)
+    assert refusals[0] == refusals[1]
+    assert "its bytes have changed" in refusals[0] and "eval.checkpoint=last" in refusals[0]
+
     shutil.rmtree(checkpoints / "stageA" / "step-00000001")
     (refused, _) = run_distributed(evaluate_on_rank, 2, overrides)
     assert refused == (

@@ -88,10 +88,11 @@ class DecoderPrompts:
                 self._header, footer = chat_frame(tokenizer)
             except ValueError as error:
                 raise ValueError(f"chat: {error}; use false") from None
-            self._halves[0] = INSTRUCTION + self._halves[0]
         self._closing = footer + anchor
         # White space before the slot belongs to the slot's first token, as it would in one string.
-        first = self._halves[0] if carries == "context" else ""
+        # A decoder's own instruction is never the slot's, which is the same for every decoder.
+        first = INSTRUCTION if chat else ""
+        first += self._halves[0] if carries == "context" else ""
         self._before_slot = first.rstrip(" ")
         self._slot_space = first[len(self._before_slot) :]
         self._always_first = self._before_slot.split("{question}")[0]
@@ -227,7 +228,7 @@ class DecoderPrompts:
     def _around_slot(self, example: Example) -> tuple[str, str]:
         """The user's text before and after the slot."""
         if self.carries == "prompt":
-            return "", ""
+            return self._before_slot, ""
         halves = (self._before_slot, self._halves[1])
         first, second = (half.replace("{question}", example.question) for half in halves)
         return first, second

@@ -262,6 +262,9 @@ def test_chat_frames_the_users_text(tokenizer: Any) -> None:
             assert tokens.count(tokenizer.bos_token_id) == (tokenizer.bos_token is not None)
     context = DecoderPrompts(chat, chat=True)
     assert context.slot_text(EXAMPLES[0]) == EXAMPLES[0].context, "the wire carries no chat frame"
+    whole, plain = (DecoderPrompts(chat, chat=own, carries="prompt") for own in (True, False))
+    # Every rank makes the same text of an example, whatever its decoders' prompts are.
+    assert whole.slot_text(EXAMPLES[0]) == plain.slot_text(EXAMPLES[0])
     assert (
         joined(context.text(EXAMPLES[0]))
         == (

@@ -101,7 +101,11 @@ def _list(root: Path) -> int:
     latest = commit.read_latest(root)
     print(f"{'step':<24} {'samples':>9} {'tokens':>12} {'MB':>9} {'ranks':>5}  state")
     for step in commit.steps(root):
-        if problems := commit.problems(step):
+        try:
+            problems = commit.problems(step)
+        except OSError as error:
+            problems = [str(error)]
+        if problems:
             print(f"{step.name:<24} {'':>9} {'':>12} {'':>9} {'':>5}  {problems[0]}")
             continue
         manifest, place = read_manifest(step.path), read_place(step)
@@ -123,15 +127,19 @@ def _verify(text: str) -> int:
     steps = [named] if named is not None and path.is_dir() else commit.steps(_root(text))
     bad = 0
     for step in steps:
-        problems = commit.problems(step)
-        if not problems:
-            manifest = read_manifest(step.path)
-            problems = content_problems(step.path, manifest, manifest.files)
+        state = "DAMAGED"
+        try:
+            problems = commit.problems(step)
+            if not problems:
+                manifest = read_manifest(step.path)
+                problems = content_problems(step.path, manifest, manifest.files)
+        except OSError as error:
+            state, problems = "UNREADABLE", [str(error)]
         bad += bool(problems)
-        print(f"{step.name}: {'DAMAGED' if problems else 'whole'}")
+        print(f"{step.name}: {state if problems else 'whole'}")
         for problem in problems:
             print(f"  {problem}")
-    print(f"{len(steps)} steps, {bad} damaged")
+    print(f"{len(steps)} steps, {bad} damaged or unreadable")
     return 1 if bad else 0
 
 

@@ -45,8 +45,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def publish(path: Path, data: bytes) -> None:
-    """Writes a file durably that appears whole or not at all, whoever else writes the same one.
+def publish(path: Path, data: bytes, *, durably: bool = True) -> None:
+    """Writes a file that appears whole or not at all, whoever else writes the same one.
+
+    Args:
+        durably: it survives a crash of the machine too.
 
     Raises:
         OSError: it cannot be written; nothing of it is left, unless the process is killed.
@@ -56,10 +59,12 @@ def publish(path: Path, data: bytes) -> None:
     try:
         with fresh.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durably:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durably:
+        sync_folder(path.parent)

@@ -108,10 +108,11 @@ def _locked(plan: Plan, *, has_checkpoints: bool) -> AbstractContextManager[obje
     """The run, for this job alone; rank 0 has it for all."""
     if process_groups.launch_rank() != 0:
         return nullcontext()
-    folders = {"run.root": plan.run_folder}
+    folders = {"run.tag": plan.run_folder}
     if has_checkpoints:
         folders["checkpoint.root"] = plan.checkpoint_folder
-    return RunLock(folders)
+    own = plan.config.diagnostics.diagnostic_log
+    return RunLock(folders, files={} if own is None else {"--diagnostic_log": plan.diagnostics})
 
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:

@@ -76,7 +76,7 @@ def test_list_and_verify(
     (copy / "stageA" / "step-00000004" / "trainer.json").unlink()
     capsys.readouterr()
     assert main(["list", str(copy)]) == 0
-    assert "trainer.json cannot be read" in capsys.readouterr().out
+    assert "trainer.json is missing" in capsys.readouterr().out
 
 
 def test_diff(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:

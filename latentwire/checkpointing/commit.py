@@ -73,11 +73,23 @@ def published(root: Path) -> list[Step]:
 
     Stage A comes before Stage B.
     """
-    return [step for step in steps(root) if not problems(step)]
+    return [step for step in steps(root) if _is_published(step)]
+
+
+def _is_published(step: Step) -> bool:
+    try:
+        return not problems(step)
+    except OSError as error:
+        log.warning("%s cannot be read: %s", step.path, error)
+        return False
 
 
 def problems(step: Step) -> list[str]:
-    """What keeps a step from being one, as far as that shows without reading its tensors."""
+    """What keeps a step from being one, as far as that shows without reading its tensors.
+
+    Raises:
+        OSError: it cannot be read now, which says nothing about what is in it.
+    """
     try:
         return size_problems(step.path, read_manifest(step.path).files)
     except ValueError as error:
@@ -121,7 +133,7 @@ def read_latest(root: Path) -> Step | None:
     except (OSError, UnicodeDecodeError):
         return None
     step = step_named(root, text)
-    return step if step is not None and step.path.is_dir() and not problems(step) else None
+    return step if step is not None and step.path.is_dir() and _is_published(step) else None
 
 
 def repair_latest(root: Path, step: Step | None) -> None:
@@ -193,7 +205,11 @@ def retain(
 
 
 def is_foreign(step: Step) -> str:
-    """Why a step is of a format that this program does not know; empty where it is not."""
+    """Why a step is of a format that this program does not know; empty where it is not.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
     try:
         read_manifest(step.path)
     except FormatError as error:

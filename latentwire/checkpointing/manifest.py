@@ -6,14 +6,13 @@ of a damaged file is.
 
 import hashlib
 import json
-import mmap
 import platform
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from latentwire.version import VERSION
 
@@ -91,6 +90,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         FormatError: it is of another format.
         ValueError: it is missing or damaged, with the reason.
+        OSError: it cannot be read now, which says nothing about what is in it.
     """
     path = folder / FILE
     try:
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
         number = tree["format"]
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: the step was never published") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from None
     if number != FORMAT:
         raise FormatError(
@@ -119,31 +119,35 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Reads a file once and says what it is."""
-    size = path.stat().st_size
+    """Reads a file once and says what it is.
+
+    Raises:
+        OSError: it cannot be read. (A mapped file would end the process instead.)
+    """
     digest = hashlib.sha256()
-    tensors: dict[str, int] = {}
+    size = 0
     with path.open("rb") as file:
-        if size == 0:
-            return FileEntry(bytes=0, sha256=digest.hexdigest())
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-            for start in range(0, size, _CHUNK):
-                digest.update(view[start : start + _CHUNK])
-            for name, (start, end) in _tensors(path, view).items():
-                tensors[name] = zlib.crc32(view[start:end])
+        spans = _tensors(file) if path.suffix == ".safetensors" else {}
+        tensors = dict.fromkeys(spans, 0)
+        file.seek(0)
+        while data := file.read(_CHUNK):
+            digest.update(data)
+            view = memoryview(data)
+            for name, (start, end) in spans.items():
+                part = view[max(0, start - size) : max(0, end - size)]
+                tensors[name] = zlib.crc32(part, tensors[name])
+            size += len(data)
     return FileEntry(bytes=size, sha256=digest.hexdigest(), tensors=tensors)
 
 
-def _tensors(path: Path, view: memoryview) -> dict[str, tuple[int, int]]:
-    """Where each tensor of a safetensors file lies in it; nothing for another or a damaged file."""
-    if path.suffix != ".safetensors":
-        return {}
-    length = int.from_bytes(view[:_HEADER_SIZE], "little")
+def _tensors(file: BinaryIO) -> dict[str, tuple[int, int]]:
+    """Where each tensor of a safetensors file lies in it; nothing for a damaged file."""
+    length = int.from_bytes(file.read(_HEADER_SIZE), "little")
     first = _HEADER_SIZE + length
-    if length > _LONGEST_HEADER or first > len(view):
+    if length > _LONGEST_HEADER:
         return {}
     try:
-        header = json.loads(bytes(view[_HEADER_SIZE:first]))
+        header = json.loads(file.read(length))
         offsets = {k: v["data_offsets"] for k, v in header.items() if k != "__metadata__"}
         return {name: (first + int(a), first + int(b)) for name, (a, b) in offsets.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -151,14 +155,18 @@ def _tensors(path: Path, view: memoryview) -> dict[str, tuple[int, int]]:
 
 
 def size_problems(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
-    """What of the files is missing or has another size: cheap, and it finds most damage."""
+    """What of the files is missing or has another size: cheap, and it finds most damage.
+
+    Raises:
+        OSError: a file's size cannot be learned now.
+    """
     found = []
     for name, entry in files.items():
         path = folder / name
         try:
             size = path.stat().st_size
-        except OSError as error:
-            found.append(f"{path} cannot be read: {error.strerror}")
+        except FileNotFoundError:
+            found.append(f"{path} is missing")
             continue
         if size != entry.bytes:
             found.append(f"{path} has {size} bytes instead of {entry.bytes}")
@@ -166,18 +174,19 @@ def size_problems(folder: Path, files: Mapping[str, FileEntry]) -> list[str]:
 
 
 def content_problems(folder: Path, manifest: Manifest, names: Iterable[str]) -> list[str]:
-    """Reads whole files, and says which of them, and which tensors in them, are damaged."""
+    """Reads whole files, and says which of them, and which tensors in them, are damaged.
+
+    Raises:
+        OSError: a file cannot be read now, which says nothing about what is in it.
+    """
     found = []
     for name in names:
         entry, path = manifest.files[name], folder / name
-        if wrong := size_problems(folder, {name: entry}):
-            found += wrong
+        size = path.stat().st_size
+        if size != entry.bytes:
+            found.append(f"{path} has {size} bytes instead of {entry.bytes}")
             continue
-        try:
-            now = describe_file(path)
-        except OSError as error:
-            found.append(f"{path} cannot be read: {error.strerror}")
-            continue
+        now = describe_file(path)
         if now.sha256 != entry.sha256:
             bad = [key for key, crc in entry.tensors.items() if now.tensors.get(key) != crc]
             where = f"tensors {', '.join(bad[:3])}" if bad else "outside its tensors"

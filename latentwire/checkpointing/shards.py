@@ -36,11 +36,13 @@ class PeerError(RuntimeError):
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> None:
     """Writes tensors that are cut over ``group``, durably. All its members must call.
 
+    Args:
+        folder: is there; one that could not be made would leave the others waiting.
+
     Raises:
         OSError: this rank cannot write, with the system's error number.
         PeerError: another rank cannot.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(
         str(folder), fqn_to_index_mapping=_file_of(tensors), save_distributed=True
     )

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TRAINER = "trainer.json"
 CONFIG = "config.yaml"
+GENERATORS = "rng"
+"""Folder of the ranks' random states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +139,7 @@ def restore_generators(step: Step, *, rank: int, world_size: int) -> None:
     On another world size they start anew: each rank's would be some other rank's, and no step
     depends on them.
     """
-    folder = step.path / "rng"
+    folder = step.path / GENERATORS
     if len(list(folder.glob("rank-*.safetensors"))) != world_size:
         if rank == 0:
             log.info("another number of ranks: random generators start anew")

@@ -173,6 +173,7 @@ class CheckpointWriter:
         is_first = world.rank == 0
         try:
             _agree(world, lambda: commit.draft(step) if is_first else None)
+            _agree(world, lambda: self._make_folders(copied, folder))
             _agree(world, lambda: self._write(copied, folder))
             entries = _agree(world, lambda: self._describe(copied, folder))
             manifest = self._manifest(copied, entries) if is_first else None
@@ -187,19 +188,22 @@ class CheckpointWriter:
         self._settle(copied.place, step)
         return manifest.num_bytes
 
+    def _make_folders(self, copied: Snapshot, folder: Path) -> None:
+        """Before ranks write together: one that then cannot would keep the others waiting."""
+        for name in (*copied.components, state.GENERATORS):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+
     def _write(self, copied: Snapshot, folder: Path) -> None:
         for name, component in copied.components.items():
             write_tensors(folder / name, component.tensors, component.group)
-        generators = folder / "rng"
-        generators.mkdir(exist_ok=True)
-        rng.write(rank_file(generators, self._world.rank), copied.generators)
+        rng.write(rank_file(folder / state.GENERATORS, self._world.rank), copied.generators)
         if self._world.rank == 0:
             write_json(folder / state.TRAINER, state.place_tree(copied.place))
             write_text(folder / state.CONFIG, self._config_text)
 
     def _describe(self, copied: Snapshot, folder: Path) -> dict[str, Any]:
         """What this rank has written: its units, and its files by path."""
-        paths = [rank_file(folder / "rng", self._world.rank)]
+        paths = [rank_file(folder / state.GENERATORS, self._world.rank)]
         for name, component in copied.components.items():
             paths += sorted((folder / name).glob(f"shard-{component.group.rank + 1:05d}-*"))
         if self._world.rank == 0:

@@ -29,19 +29,26 @@ class RunLock:
 
     Args:
         folders: by the key that sets the folder around each; made if they are not there.
+        files: outside of them, by key; the lock of each lies beside it.
 
     Raises:
         ConfigError: on entering, when another process holds one of them, or one cannot be made.
     """
 
-    def __init__(self, folders: Mapping[str, Path]) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], *, files: Mapping[str, Path] | None = None
+    ) -> None:
         self._folders = dict(folders)
+        self._files = dict(files or {})
         self._held = ExitStack()
 
     def __enter__(self) -> "RunLock":
         with ExitStack() as held:
             for key, folder in self._folders.items():
-                held.enter_context(_locked(key, folder))
+                held.enter_context(_locked(folder / FILE, key=key, what=folder))
+            for key, file in self._files.items():
+                beside = file.with_name(f"{file.name}.lock")
+                held.enter_context(_locked(beside, key=key, what=file))
             self._held = held.pop_all()
         return self
 
@@ -49,13 +56,12 @@ class RunLock:
         self._held.close()
 
 
-def _locked(key: str, folder: Path) -> IO[str]:
-    path = folder / FILE
+def _locked(path: Path, *, key: str, what: Path) -> IO[str]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"{key}: '{folder.parent}' cannot be written: {error}"]) from None
+        raise ConfigError([f"{key}: '{what.parent}' cannot be written: {error}"]) from None
     start = time.monotonic()
     while True:
         try:
@@ -70,7 +76,7 @@ def _locked(key: str, folder: Path) -> IO[str]:
             if time.monotonic() > start + limit:
                 file.close()
                 raise ConfigError(
-                    [f"run.tag: another job has {folder} ({who}); wait for it, or stop it"]
+                    [f"{key}: another job has {what} ({who}); wait for it, stop it, or set another"]
                 ) from None
             time.sleep(0.1)
     file.truncate(0)

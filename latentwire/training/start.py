@@ -5,8 +5,9 @@ wrong is refused, since what it would mean is the user's to say.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from latentwire.checkpointing import commit
 from latentwire.checkpointing.commit import Step
@@ -84,9 +85,9 @@ def _agreed_verdict(
     step: Step, world: Group, *, others: Sequence[str], must_hold: bool
 ) -> tuple[Step, Place] | None:
     """The step with its place if it is whole, None if it is damaged. All must call."""
-    refusal = broadcast_json(commit.is_foreign(step), world)
-    if refusal:
-        raise ConfigError([refusal])
+    is_first = world.rank == 0
+    if refusals := _agreed(lambda: [commit.is_foreign(step)] if is_first else [], step, world):
+        raise ConfigError(refusals)
     problems = agreed_problems(step, world)
     if problems:
         _report(step, problems, world)
@@ -99,14 +100,41 @@ def _agreed_verdict(
 
 
 def agreed_problems(step: Step, world: Group) -> list[str]:
-    """What is wrong with a step, every byte of which all ranks together read. All must call."""
-    problems: list[str] = broadcast_json(commit.problems(step), world)
-    if not problems:
-        manifest = read_manifest(step.path)
+    """What is wrong with a step, every byte of which all ranks together read. All must call.
+
+    Raises:
+        ConfigError: on every rank alike, where a rank cannot read a file of it.
+    """
+
+    def own_problems() -> list[str]:
+        try:
+            manifest = read_manifest(step.path)
+        except ValueError as error:  # rank 0 has just read it
+            raise OSError(str(error)) from None
         own = sorted(manifest.files)[world.rank :: world.size]
-        gathered = gather_json(content_problems(step.path, manifest, own), world)
-        problems = broadcast_json([line for lines in gathered or [] for line in lines], world)
-    return problems
+        return content_problems(step.path, manifest, own)
+
+    found = _agreed(lambda: commit.problems(step) if world.rank == 0 else [], step, world)
+    return found or _agreed(own_problems, step, world)
+
+
+def _agreed(work: Callable[[], list[str]], step: Step, world: Group) -> list[str]:
+    """What all ranks have found, on every rank; what cannot be read is not damaged for that."""
+    said: dict[str, Any] = {"found": [], "unread": []}
+    try:
+        said["found"] = [line for line in work() if line]
+    except OSError as error:
+        said["unread"] = [
+            f"rank {world.rank} cannot read {error.filename or step.path}: "
+            f"{error.strerror or error}; {step.name} may be whole, so nothing was put aside: mend "
+            "the access, or choose another step"
+        ]
+    gathered = gather_json(said, world) or []
+    both = [[line for own in gathered for line in own[kind]] for kind in ("found", "unread")]
+    found, unread = broadcast_json(both, world)
+    if unread:
+        raise ConfigError(unread[:_SHOWN])
+    return list(found)
 
 
 def _report(step: Step, problems: Sequence[str], world: Group) -> None:

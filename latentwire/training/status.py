@@ -1,13 +1,17 @@
 """``status.json``: what scripts and schedulers read to learn how a run stands."""
 
 import json
-import os
+import threading
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from latentwire.diagnostics.run_files import FILES
+from latentwire.files import publish
+
+_writing = threading.Lock()
+"""What a run's thread says while it runs may not replace how it has ended."""
 
 
 def write_status(
@@ -36,26 +40,26 @@ def write_status(
         trouble: what keeps diagnostics from being written at present.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "status.json"
-    before = read_status(folder)
-    files = {name: str(folder / file) for name, file in FILES.items()}
-    diagnosed = {**(before.get("diagnostics") or {}), **(stream or {}), "trouble": trouble}
-    files["diagnostics"] = str(diagnostics or diagnostics_path(folder))
-    status: dict[str, Any] = {
-        "state": state,
-        "code": code,
-        "stage": before.get("stage") if stage is None else stage,
-        "step": before.get("step") if step is None else step,
-        "num_steps": before.get("num_steps") if num_steps is None else dict(num_steps),
-        "reason": reason,
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "diagnostics": diagnosed,
-        "health": dict(health) if health is not None else before.get("health") or {},
-        "files": files,
-    }
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(status, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    with _writing:
+        before = read_status(folder)
+        files = {name: str(folder / file) for name, file in FILES.items()}
+        diagnosed = {**(before.get("diagnostics") or {}), **(stream or {}), "trouble": trouble}
+        files["diagnostics"] = str(diagnostics or diagnostics_path(folder))
+        status: dict[str, Any] = {
+            "state": state,
+            "code": code,
+            "stage": before.get("stage") if stage is None else stage,
+            "step": before.get("step") if step is None else step,
+            "num_steps": before.get("num_steps") if num_steps is None else dict(num_steps),
+            "reason": reason,
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "diagnostics": diagnosed,
+            "health": dict(health) if health is not None else before.get("health") or {},
+            "files": files,
+        }
+        text = json.dumps(status, indent=2) + "\n"
+        # A disk that is slow to sync holds nobody up.
+        publish(folder / "status.json", text.encode(), durably=False)
 
 
 def diagnostics_path(folder: Path) -> Path:

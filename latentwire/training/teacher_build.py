@@ -252,15 +252,17 @@ class _Build:
     def _whole(self, folder: Path, names: Sequence[str]) -> Iterator[teacher_shards.Shard]:
         """Those shards whose every byte is as it was written; each rank reads its part of them.
 
-        What is no shard is set aside with a warning.
+        What is no shard is set aside with a warning; what cannot be read stays, and is a problem.
         """
         group, layout = self._group, self.cache.layout
         bad: list[list[str]] = []
         for name in names[group.rank :: group.size]:
             try:
                 open_shard(folder / name, layout)
-            except (ShardError, OSError) as error:
+            except ShardError as error:
                 bad.append([name, str(error)])
+            except OSError as error:
+                self._problem = self._problem or error
         gathered = gather_json(bad, group)
         if gathered is not None:
             bad = [each for own in gathered for each in own]

@@ -1,7 +1,10 @@
 """What a manifest finds out about files: which one, and which tensor in it, is not what it was."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from latentwire.checkpointing.manifest import (
     content_problems,
     describe_file,
     read_manifest,
+    size_problems,
 )
 
 
@@ -71,8 +75,24 @@ def test_a_truncated_or_missing_file_is_named(step: tuple[Path, Manifest]) -> No
     (problem,) = content_problems(folder, written, written.files)
     assert f"{path} has {written.files['x.safetensors'].bytes - 5} bytes instead of" in problem
     path.unlink()
-    (problem,) = content_problems(folder, written, written.files)
-    assert f"{path} cannot be read: No such file" in problem
+    assert size_problems(folder, written.files) == [f"{path} is missing"]
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", manifest.FILE])
+def test_what_cannot_be_read_is_not_damaged(
+    name: str, step: tuple[Path, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, written = step
+    real = Path.open
+
+    def failing(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", failing)
+    with pytest.raises(PermissionError):
+        content_problems(folder, read_manifest(folder), written.files)
 
 
 def test_an_unknown_format_is_told_from_damage(step: tuple[Path, Manifest]) -> None:

@@ -108,7 +108,7 @@ def test_a_step_holds_what_the_units_were_when_it_was_saved(
 
 
 def save_with_trouble_on_rank(
-    rank: int, world_size: int, root: str, who: int, on_error: str
+    rank: int, world_size: int, root: str, who: int, on_error: str, where: str
 ) -> dict[str, Any]:
     writer, unit, world = open_writer(root, world_size, on_error=on_error)
     asked: list[bool] = []
@@ -122,8 +122,12 @@ def save_with_trouble_on_rank(
     said = number = None
     with pytest.MonkeyPatch.context() as patch:
         if rank == who:
-            # Inside the engine's own exchange, as on a full disk.
-            patch.setattr(HuggingFaceStorageWriter, "write_data", fail)
+            # Inside the engine's own exchange, as on a full disk; or before any of it.
+            owner, name = {
+                "data": (HuggingFaceStorageWriter, "write_data"),
+                "folders": (CheckpointWriter, "_make_folders"),
+            }[where]
+            patch.setattr(owner, name, fail)
         writer.save(at(2))
         try:
             writer.wait()
@@ -137,11 +141,13 @@ def save_with_trouble_on_rank(
 
 
 @pytest.mark.parametrize("who", [0, 1])
-@pytest.mark.parametrize("on_error", ["stop", "continue"])
+@pytest.mark.parametrize(
+    ("on_error", "where"), [("stop", "data"), ("continue", "data"), ("stop", "folders")]
+)
 def test_a_full_disk_on_one_rank_is_every_ranks_word_and_leaves_nothing(
-    who: int, on_error: str, tmp_path: Path
+    who: int, on_error: str, where: str, tmp_path: Path
 ) -> None:
-    ranks = run_distributed(save_with_trouble_on_rank, 2, str(tmp_path), who, on_error)
+    ranks = run_distributed(save_with_trouble_on_rank, 2, str(tmp_path), who, on_error, where)
     for found in ranks:
         assert found["asked"] == (on_error == "stop")
         if on_error == "stop":

@@ -79,6 +79,22 @@ def test_a_job_waits_for_its_own_earlier_attempt(
         assert holder.wait(timeout=30) == -signal.SIGKILL
 
 
+def test_a_file_that_runs_could_share_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    rows = tmp_path / "logs" / "all.jsonl"
+    with (
+        RunLock({"run.tag": tmp_path / "a"}, files={"--diagnostic_log": rows}),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(run_lock, "_WAIT_SECONDS", 0.1)
+        said = f"--diagnostic_log: another job has {rows}.*or set another"
+        with pytest.raises(ConfigError, match=said):
+            RunLock({"run.tag": tmp_path / "b"}, files={"--diagnostic_log": rows}).__enter__()
+        with RunLock({"run.tag": tmp_path / "b"}):
+            pass
+    with RunLock({"run.tag": tmp_path / "b"}, files={"--diagnostic_log": rows}):
+        pass
+
+
 def test_a_second_trainer_is_refused_and_touches_nothing(pair: Path, tmp_path: Path) -> None:
     overrides = small_overrides(pair, tmp_path)
     folder = tmp_path / "runs" / "test"

@@ -1,7 +1,9 @@
 """Where a run starts: what is damaged is put aside or refused, with names and a way on."""
 
+import errno
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from latentwire.config import ConfigError, DecoderConfig
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
+from latentwire.training import start as start_module
 from latentwire.training.preflight import recorded_config
 from latentwire.training.start import agreed_start
 
@@ -120,6 +123,36 @@ def test_a_damaged_newest_step_is_put_aside_and_the_next_one_used(
         assert "weight.a" in found["said"]
     assert [path.name for path in (tmp_path / "stageB").iterdir()] == ["step-00000002.damaged-1"]
     assert commit.read_latest(tmp_path) == older
+
+
+def unreadable_on_rank(rank: int, world_size: int, root: str, who: int, what: str) -> str:
+    def fail(*args: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), f"{root}/it")
+
+    layout = plan({"d": DecoderConfig(model="d")}, placement="auto", world_size=world_size)
+    world = ProcessGroups(layout, device=torch.device("cpu"), timeout=60).world
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == who:
+            patch.setattr(commit if what == "problems" else start_module, what, fail)
+        try:
+            agreed_start(Path(root), world)
+        except ConfigError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("who", "what"), [(0, "content_problems"), (1, "content_problems"), (0, "problems")]
+)
+def test_a_step_that_one_rank_cannot_read_is_refused_and_stays(
+    who: int, what: str, tmp_path: Path
+) -> None:
+    older, newest = publish(tmp_path, "A", 4), publish(tmp_path, "B", 2)
+    said = run_distributed(unreadable_on_rank, 2, str(tmp_path), who, what)
+    assert said[0] == said[1]
+    assert f"rank {who} cannot read {tmp_path}/it: Input/output error" in said[0]
+    assert newest.name in said[0] and "nothing was put aside" in said[0]
+    assert commit.published(tmp_path) == [older, newest]
 
 
 def test_without_a_run_there_is_nothing_to_start_from(tmp_path: Path) -> None:

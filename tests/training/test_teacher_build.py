@@ -111,6 +111,15 @@ def alone(rank: int, world_size: int, overrides: list[str]) -> dict[str, Any]:
     found["known"] = {name: len(cache) for name, cache in job.teachers.items()}
     found["went on"] = built(job)
     found["again"] = built(job)
+    # What cannot be read is not damaged, and not computed again either.
+    caches = dict(job.teachers)
+    with patch.object(teacher_build, "open_shard", side_effect=PermissionError(13, "Denied")):
+        try:
+            built(job)
+        except CacheError as error:
+            found["unreadable"] = str(error)
+    found["aside then"] = [str(p) for c in caches.values() for p in c.folder.glob("*.damaged")]
+    built(job)
     # One shard of each decoder is damaged; what the others hold is not computed again.
     held = {}
     for name, cache in job.teachers.items():
@@ -155,6 +164,7 @@ def test_a_build_goes_on_where_it_was_and_training_reads_nothing(
     assert found["known"] == {}, "a part is no cache to train with"
     assert found["went on"][:2] == [2 * num_planned - number, ""]
     assert found["again"] == [0, "", 0]
+    assert "Denied" in found["unreadable"] and found["aside then"] == []
     assert found["held"]["llama"][0] > 1, "the attempt before has published what it had"
     assert found["mended"][:2] == [sum(num for _, num in found["held"].values()), ""]
     assert found["aside"] == 2

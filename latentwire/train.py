@@ -51,6 +51,7 @@ def _train(options: Arguments) -> int:
         ranks_per_node=process_groups.launch_ranks_per_node(),
         fresh=options.fresh,
         overwrite=options.overwrite,
+        resume_from=options.resume_from,
     )
     if options.dry_run:
         if process_groups.launch_rank() == 0:

@@ -14,7 +14,7 @@ import yaml
 
 from latentwire import config_file
 from latentwire.checkpointing.changes import changed_keys
-from latentwire.checkpointing.commit import newest
+from latentwire.checkpointing.commit import STAGES, newest, step_named
 from latentwire.config import (
     Config,
     ConfigError,
@@ -74,6 +74,7 @@ def preflight(
     overwrite: bool = False,
     evaluation: bool = False,
     exported: bool = False,
+    resume_from: str | None = None,
 ) -> Plan:
     """Checks the job against this machine.
 
@@ -83,6 +84,7 @@ def preflight(
         overwrite: with ``fresh``, an existing run will be deleted.
         evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
         exported: its wire comes from an export, which holds the encoder.
+        resume_from: the step that the run goes on from, in place of its newest.
 
     Raises:
         ConfigError: with every problem found.
@@ -139,7 +141,7 @@ def preflight(
         problems.append(f"run.tag: '{tag}' has no checkpoint in {checkpoint_folder}; train it")
     if not (fresh and overwrite):
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
-        problems += _run_problems(config, run_folder, checkpoint_folder, existing)
+        problems += _run_problems(config, run_folder, checkpoint_folder, existing, resume_from)
     if problems:
         raise ConfigError(problems)
     assert topology is not None
@@ -232,7 +234,11 @@ def _ds_config_problems(path: str | None) -> list[str]:
 
 
 def _run_problems(
-    config: Config, run_folder: Path, checkpoint_folder: Path, existing: str
+    config: Config,
+    run_folder: Path,
+    checkpoint_folder: Path,
+    existing: str,
+    resume_from: str | None,
 ) -> list[str]:
     """Whether the command fits a run of that name that exists already."""
     before = recorded_config(run_folder, checkpoint_folder)
@@ -246,7 +252,28 @@ def _run_problems(
     changes = changed_keys(before, config)
     if existing == "evaluate":
         changes = [change for change in changes if not change.startswith(_EVALUATION_KEYS)]
-    return [f"{change}; {_instead(change)}" for change in changes]
+        return [f"{change}; {_instead(change)}" for change in changes]
+    found = [f"{change}; {_instead(change)}" for change in changes]
+    return found or _too_late(before, config, checkpoint_folder, resume_from)
+
+
+def _too_late(
+    before: Config, config: Config, checkpoint_folder: Path, resume_from: str | None
+) -> list[str]:
+    """More of Stage A where the run goes on in Stage B: it would not be trained."""
+    step = step_named(checkpoint_folder, resume_from) if resume_from else newest(checkpoint_folder)
+    if step is None or step.stage == STAGES[0]:
+        return []
+    old, new = before.train.stage_a, config.train.stage_a
+    return [
+        f"train.stage_a.{key}: the run has '{was}', the command '{now}', but it is in Stage B "
+        "already; keep the run's value, or go back with --resume-from and a step of Stage A"
+        for key, was, now in (
+            ("steps", old.steps, new.steps),
+            ("epochs", old.epochs, new.epochs),
+        )
+        if was != now
+    ]
 
 
 def _instead(change: str) -> str:

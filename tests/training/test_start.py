@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from latentwire.checkpointing import commit, manifest
 from latentwire.checkpointing.commit import Step, step_at
 from latentwire.checkpointing.manifest import Manifest, describe_file
 from latentwire.checkpointing.state import Place, place_tree
-from latentwire.config import ConfigError, DecoderConfig
+from latentwire.config import Config, ConfigError, DecoderConfig
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.topology import plan
 from latentwire.testing import run_distributed
 from latentwire.training import start as start_module
-from latentwire.training.preflight import recorded_config
+from latentwire.training.preflight import preflight, recorded_config
 from latentwire.training.start import agreed_start
 
 TENSORS = "encoder/shard-00001-model-00001-of-00001.safetensors"
@@ -241,3 +242,20 @@ def test_leftovers_and_strangers_do_not_matter(tmp_path: Path) -> None:
     assert "step-00000002.tmp" in found["said"] and "IS DAMAGED" not in found["said"]
     assert not (tmp_path / "stageA" / "step-00000002.tmp").exists()
     assert (step.path / "stray.txt").exists()
+
+
+def test_more_of_stage_a_is_refused_where_it_would_not_be_trained(
+    small_config: Config, tmp_path: Path
+) -> None:
+    run = preflight(small_config, world_size=1)
+    run.run_folder.mkdir(parents=True)
+    (run.run_folder / "config.yaml").write_text(yaml.safe_dump(config_file.to_tree(small_config)))
+    stage = replace(small_config.train.stage_a, steps=(small_config.train.stage_a.steps or 0) + 5)
+    longer = replace(small_config, train=replace(small_config.train, stage_a=stage))
+    publish(run.checkpoint_folder, "A", 4)
+    preflight(longer, world_size=1)
+    publish(run.checkpoint_folder, "B", 2)
+    preflight(small_config, world_size=1)
+    with pytest.raises(ConfigError, match=r"train\.stage_a\.steps: .*in Stage B already"):
+        preflight(longer, world_size=1)
+    preflight(longer, world_size=1, resume_from="stageA/step-00000004")

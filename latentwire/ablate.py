@@ -1,8 +1,8 @@
 """``latentwire ablate``: every component on and off around a default, and what was learned.
 
 A file names a default and rows that each change a few keys of it; each row is trained once for
-each of its seeds, one run per core. Results go into ``ablations.json`` as runs finish and are
-rendered from there, so the table outlives the runs: a row is not trained again while its
+each of its seeds, one run per GPU or core. Results go into ``ablations.json`` as runs finish and
+are rendered from there, so the table outlives the runs: a row is not trained again while its
 configuration stays what it was, on whatever machine.
 """
 
@@ -23,7 +23,7 @@ from latentwire.ablating.results import RESULTS, Result, harvest, read_results, 
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError, DecoderConfig, flatten
 from latentwire.config_file import PACKAGED, REPOSITORY
-from latentwire.points import Point, Runner, is_finished
+from latentwire.points import Point, Runner, devices, is_finished
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.status import read_status
@@ -187,7 +187,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoints", default="checkpoints/ablations", help="of theirs")
     parser.add_argument("--only", default="", metavar="A,B", help="run these rows, report all")
     parser.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time"
+        "--jobs",
+        type=int,
+        default=len(devices()) or len(os.sched_getaffinity(0)),
+        help="runs at a time; one on each GPU, or core, if not given",
     )
     parser.add_argument("--dry-run", action="store_true", help="name the trials, and end")
     try:

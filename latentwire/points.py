@@ -13,11 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
+import torch
+
 from latentwire.config import flatten
 from latentwire.training.preflight import Plan, recorded_config
 from latentwire.training.status import FILES, read_status
 
 _POLL_SECONDS = 0.05
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class Runner:
 
     Args:
         command: the command line of a point.
-        workers: runs at a time. Several share out the cores that this process may use, each with
-            its own, so that none waits for another's threads.
+        workers: runs at a time. Several share out the cores that this process may use, and its
+            GPUs, each with its own, so that none waits for another's threads.
         started: called with a point when it starts.
         ended: called with a point and whether it finished.
     """
@@ -64,8 +67,8 @@ class Runner:
     ) -> None:
         self._command = command
         self._started, self._ended = started, ended
-        self._free: list[tuple[int, ...]] = _shares(workers) if workers > 1 else [()]
-        self._running: list[tuple[subprocess.Popen[bytes], Point, tuple[int, ...]]] = []
+        self._free = _slots(workers) if workers > 1 else [_Slot()]
+        self._running: list[tuple[subprocess.Popen[bytes], Point, _Slot]] = []
         self.stopped_by: int | None = None
         """The signal that ended it all."""
 
@@ -86,27 +89,29 @@ class Runner:
 
     def _start(self, point: Point) -> None:
         self._started(point)
-        cores = self._free.pop()
+        slot = self._free.pop()
         environment = dict(os.environ)
-        if cores:
-            environment |= {"OMP_NUM_THREADS": str(len(cores))}
+        if slot.cores:
+            environment["OMP_NUM_THREADS"] = str(len(slot.cores))
+        if slot.device is not None:
+            environment[_DEVICES] = slot.device
         # A session of its own: a terminal's Ctrl-C comes once, through here.
         child = subprocess.Popen(self._command(point), start_new_session=True, env=environment)
-        if cores:
+        if slot.cores:
             with suppress(ProcessLookupError):  # it has ended already
-                os.sched_setaffinity(child.pid, cores)
-        self._running.append((child, point, cores))
+                os.sched_setaffinity(child.pid, slot.cores)
+        self._running.append((child, point, slot))
         if self.stopped_by is not None:  # it came before there was a child
             child.send_signal(signal.SIGTERM)
 
     def _collect(self) -> None:
         for entry in list(self._running):
-            child, point, cores = entry
+            child, point, slot = entry
             code = child.poll()
             if code is None:
                 continue
             self._running.remove(entry)
-            self._free.append(cores)
+            self._free.append(slot)
             state = read_status(point.plan.run_folder).get("state")
             self._ended(point, code == 0 and state == "finished")
 
@@ -123,10 +128,31 @@ class Runner:
                     child.send_signal(signal.SIGTERM)
 
 
-def _shares(workers: int) -> list[tuple[int, ...]]:
-    """This process's cores in ``workers`` parts; two parts share a core where there are too few."""
-    cores = sorted(os.sched_getaffinity(0))
+def devices() -> list[str]:
+    """GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    count = torch.cuda.device_count()
+    named = [name for name in os.environ.get(_DEVICES, "").split(",") if name]
+    return (named or [str(number) for number in range(count)])[:count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Slot:
+    """What of the machine one run has for itself."""
+
+    cores: tuple[int, ...] = ()
+    """None are given where it has them all."""
+    device: str | None = None
+
+
+def _slots(workers: int) -> list[_Slot]:
+    """The machine in ``workers`` parts; two parts share a core, or a GPU, where there are too
+    few."""
+    cores, gpus = sorted(os.sched_getaffinity(0)), devices()
     size = max(1, len(cores) // workers)
     return [
-        tuple(cores[(part * size + i) % len(cores)] for i in range(size)) for part in range(workers)
+        _Slot(
+            cores=tuple(cores[(part * size + i) % len(cores)] for i in range(size)),
+            device=gpus[part % len(gpus)] if gpus else None,
+        )
+        for part in range(workers)
     ]

@@ -13,10 +13,11 @@ import yaml
 from conftest import small_overrides
 from launching import python
 
-from latentwire import ablate, config_file
-from latentwire.ablating.file import read_file
+from latentwire import ablate, config_file, points
+from latentwire.ablating.file import Row, read_file
 from latentwire.ablating.report import COMPRESSION, PICTURE, REPORT
-from latentwire.ablating.results import RESULTS, harvest, read_results
+from latentwire.ablating.results import RESULTS, Result, harvest, read_results
+from latentwire.ablating.scores import Scores
 from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
 
@@ -180,6 +181,16 @@ def test_runs_go_side_by_side_each_on_its_own_cores(file: Path, trainer: Path) -
         first, second = (set(json.loads(text[: text.index("]") + 1])) for text in sorted(cores)[:2])
         assert not first & second
     assert all(re.search(r"\] \d+$", text) for text in cores), "threads as many as cores"
+
+
+def test_runs_go_side_by_side_each_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(points.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert points.devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [slot.device for slot in points._slots(3)] == ["3", "5", "3"]
+    monkeypatch.setattr(points.torch.cuda, "device_count", lambda: 0)
+    assert points.devices() == [] and points._slots(2)[0].device is None
 
 
 def test_a_failed_row_is_named_and_the_others_go_on(
@@ -361,6 +372,31 @@ def test_a_seed_may_lack_a_kind_of_question(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_document_weighs_as_much_as_its_questions() -> None:
+    def scores(rights: tuple[int, ...]) -> Scores:
+        result = Result(
+            row="a",
+            seed=0,
+            digest="",
+            num_steps=1,
+            seconds_per_step=1.0,
+            em={"d": {"latent@5": sum(rights) / 11}},
+            compression={"d": {"latent@5": 5.0}},
+            by_kind={},
+            asked=(10, 1),
+            right={"d": {"latent@5": rights}},
+            curve=(),
+        )
+        row = Row(name="a", part="a")
+        return Scores(row=row, results=(result,))
+
+    found = scores((10, 0)).against(scores((0, 0)))
+    assert found is not None and found.mean == pytest.approx(10 / 11)
+    assert scores((10, 0)).interval() == (0.0, 1.0)
+    even = scores((5, 1)).against(scores((5, 0)))
+    assert even is not None and even.mean == pytest.approx(1 / 11)
+
+
 def test_a_real_trial_is_trained_and_harvested(file: Path, tmp_path: Path) -> None:
     change(file, "wide", change={"train.stage_b.steps": 3})
     tree = yaml.safe_load(file.read_text())

@@ -1,7 +1,7 @@
 """Numbers of an ablation's rows over their seeds, and differences between rows."""
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from latentwire.ablating.file import Ablation, Row
@@ -81,14 +81,15 @@ class Scores:
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of exact match over documents, decoders and ratios."""
-        values = [value for result in self.results for value in _by_document(result, None)]
-        return bootstrap_ci95(values)
+        rights = [_by_document(result, None) for result in self.results]
+        return _over_documents(self.results, rights)[1:]
 
     def against(self, base: "Scores") -> Difference | None:
         """Paired by document and seed over the decoders and ratios that both rows have; None
         where they have no seed in common."""
         others = {result.seed: result for result in base.results}
-        values: list[float] = []
+        paired: list[Result] = []
+        differences: list[list[float]] = []
         for result in self.results:
             other = others.get(result.seed)
             if other is None or other.asked != result.asked:
@@ -96,11 +97,12 @@ class Scores:
             common = _cells(result) & _cells(other)
             if common:
                 pairs = zip(_by_document(result, common), _by_document(other, common), strict=True)
-                values += [own - theirs for own, theirs in pairs]
-        if not values:
+                paired.append(result)
+                differences.append([own - theirs for own, theirs in pairs])
+        if not paired:
             return None
-        low, high = bootstrap_ci95(values)
-        return Difference(mean=statistics.fmean(values), low=low, high=high)
+        mean, low, high = _over_documents(paired, differences)
+        return Difference(mean=mean, low=low, high=high)
 
 
 def scores_of(ablation: Ablation, results: Mapping[str, Result]) -> list[Scores]:
@@ -133,10 +135,28 @@ def _cells(result: Result) -> set[tuple[str, str]]:
 
 
 def _by_document(result: Result, cells: set[tuple[str, str]] | None) -> list[float]:
-    """Exact match of each document over the (decoder, arm) ``cells``; None is all of them."""
+    """Questions of each document answered right, the mean of the (decoder, arm) ``cells``; None
+    is all of them."""
     chosen = sorted(_cells(result) if cells is None else cells)
     columns = [result.right[decoder][arm] for decoder, arm in chosen]
-    return [
-        statistics.fmean(counts) / asked
-        for asked, counts in zip(result.asked, zip(*columns, strict=True), strict=True)
-    ]
+    return [statistics.fmean(counts) for counts in zip(*columns, strict=True)]
+
+
+def _over_documents(
+    results: Sequence[Result], sums: Sequence[Sequence[float]]
+) -> tuple[float, float, float]:
+    """Mean a question, and its 95 % interval over the documents of all results.
+
+    Args:
+        sums: over the questions of each document of each result.
+    """
+    values: list[float] = []
+    documents: list[int] = []
+    for result, of_result in zip(results, sums, strict=True):
+        for asked, total in zip(result.asked, of_result, strict=True):
+            document = documents[-1] + 1 if documents else 0
+            # A document weighs as much as its questions, as it does in the mean.
+            values += [total / asked] * asked
+            documents += [document] * asked
+    low, high = bootstrap_ci95(values, documents=documents)
+    return statistics.fmean(values), low, high

@@ -237,7 +237,7 @@ def wire_reach(job: Job, examples: Sequence[Example]) -> dict[str, float]:
     norms = {}
     for name, decoder in job.decoders.items():
         own = decoder_batch(batch, job.prompts[name], job.tokenizer, part=0, num_parts=1)
-        logits = decoder.answer_logits(own.latents_prompt, job.inject(name, latents, own))
+        logits = decoder.answer(own.latents_prompt, job.inject(name, latents, own)).logits
         (grad,) = torch.autograd.grad(logits.square().sum(), latents)
         norms[name] = float(grad.norm())
     job.wire.train()

@@ -386,10 +386,6 @@ class FrozenDecoder:
             prefixes=context.prefixes,
         )
 
-    def answer_logits(self, batch: PromptBatch, wire: Injection | None = None) -> Tensor:
-        """Logits at the supervised positions only: [supervised, vocabulary], in target order."""
-        return self.answer(batch, wire).logits
-
     def _updated(self, lora: Updates) -> AbstractContextManager[None]:
         assert self.lora is not None or not lora
         return nullcontext() if self.lora is None else self.lora.using(lora)

@@ -97,7 +97,7 @@ class ScaledAdamW8bit:
         assert isinstance(parameter, DTensor)
         own = self._state_of(parameter)[_SCALES[key]]
         largest = math.ceil(parameter.shape[0] / parameter.device_mesh.size())
-        padded = own.new_zeros(1, _num_blocks(largest * parameter[0].numel()))
+        padded = own.new_zeros(1, _num_blocks(largest * parameter.shape[1:].numel()))
         padded[0, : len(own)] = own
         return padded
 

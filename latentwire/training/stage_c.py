@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from latentwire.evaluation.metrics import Prediction
 from latentwire.evaluation.reconstruction import reconstruction_scores
 from latentwire.evaluation.runner import evaluate
 from latentwire.evaluation.table import result_table
+from latentwire.files import publish
 from latentwire.report.tables import checkpoint_name
 from latentwire.report.writing import write_report
 from latentwire.training.cuts import warn_of_cuts
@@ -128,10 +128,7 @@ def _write_results(
         "metrics": json.dumps(metrics, indent=2, allow_nan=False) + "\n",
     }
     for name, text in texts.items():
-        path = plan.run_folder / FILES[name]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        publish(plan.run_folder / FILES[name], text.encode())
 
 
 def _write_report(plan: Plan) -> None:

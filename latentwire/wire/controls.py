@@ -11,11 +11,6 @@ def zero(latents: Tensor) -> Tensor:
     return latents * 0
 
 
-def roll(latents: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Each text of the batch gets its neighbour's wire: latents and lengths move together."""
-    return latents.roll(1, 0), counts.roll(1, 0)
-
-
 def wrong_texts(texts: Sequence[str], *, seed: int) -> dict[str, str]:
     """For each distinct text another one, by a seeded permutation without a fixed point.
 

@@ -142,7 +142,7 @@ def test_truncated_text_is_as_long_as_the_wire_of_its_ratio(
             cut = dataclasses.replace(whole, slot=whole.slot[:positions])
             batch = text_batch([cut], pad=prompts.pad)
             with torch.no_grad():
-                losses = token_losses(decoder.answer_logits(batch), batch.targets)
+                losses = token_losses(decoder.answer(batch).logits, batch.targets)
             own = read[name, f"truncated_text@{ratio}", number]
             assert own["nll"] == pytest.approx(float(losses.sum()), rel=1e-4)
 

@@ -65,7 +65,7 @@ def by_hand(
         answered, asked = own.latents_prompt, other.latents_prompt
         wire = job.inject(name, latents, own)
     written = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=NEW_TOKENS, wire=wire)
-    losses = token_losses(decoder.answer_logits(answered, wire), answered.targets)
+    losses = token_losses(decoder.answer(answered, wire).logits, answered.targets)
     sums = [float(each.sum()) for each in losses.split(answered.target_mask.sum(1).tolist())]
     return list(zip(map(prompts.decode, written.tolist()), sums, strict=True))
 
@@ -172,7 +172,7 @@ def test_the_right_answer_is_a_draft_that_changes_nothing(
         writers.finish()
         found = said.reads(prompts)
         assert [read.text for read in found] == wanted, agreed
-        losses = token_losses(decoder.answer_logits(batch), batch.targets)
+        losses = token_losses(decoder.answer(batch).logits, batch.targets)
         assert [len(read.losses) for read in found] == [len(each.answer) for each in tokens]
         flat = torch.tensor([loss for read in found for loss in read.losses])
         torch.testing.assert_close(flat, losses)

@@ -91,8 +91,8 @@ def logits_of_short(job: Job) -> dict[str, Tensor]:
                 assert own.counts[0] > own.counts[1] + 2, "the short row is filled up"
             if case == "filled":
                 latents[1, job.num_private + own.counts[1] :] = 1e3
-            logits = job.decoders[name].answer_logits(
-                own.latents_prompt, job.inject(name, latents, own)
+            logits = (
+                job.decoders[name].answer(own.latents_prompt, job.inject(name, latents, own)).logits
             )
             length = len(prompts.wire(SHORT).answer)
             found[f"{case}:{name}"] = logits[-length:]

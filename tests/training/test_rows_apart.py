@@ -24,7 +24,7 @@ def losses(job: Job, examples: list[Example]) -> dict[str, list[float]]:
         latents = job.latents(batch)
         for name, own in job.parts(batch):
             prompt = own.latents_prompt
-            logits = job.decoders[name].answer_logits(prompt, job.inject(name, latents, own))
+            logits = job.decoders[name].answer(prompt, job.inject(name, latents, own)).logits
             each = tokens.token_losses(logits, prompt.targets)
             owner = (prompt.target_place == 0).cumsum(0) - 1
             sums = torch.zeros(len(examples)).index_add(0, owner, each)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latentwire.wire.controls import roll, wrong_texts, zero
+from latentwire.wire.controls import wrong_texts, zero
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 50])
@@ -37,13 +37,6 @@ def test_wrong_texts_depend_on_the_seed_only() -> None:
 def test_fewer_than_two_texts_have_no_wrong_one(texts: list[str]) -> None:
     with pytest.raises(ValueError, match="at least two"):
         wrong_texts(texts, seed=0)
-
-
-def test_roll_moves_latents_with_their_lengths() -> None:
-    latents = torch.arange(12.0).view(3, 2, 2)
-    rolled, counts = roll(latents, torch.tensor([1, 2, 0]))
-    assert counts.tolist() == [0, 1, 2]
-    assert torch.equal(rolled, latents[[2, 0, 1]])
 
 
 def test_zero_keeps_the_shape_and_leaves_the_wire_alone() -> None:

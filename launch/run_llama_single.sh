@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One decoder: trains (Stages A and B) and evaluates (C) a wire into runs/<RUN_TAG>/.
 #   launch/run_llama_single.sh [--hero] [-- arguments of the trainer ...]
-#   --hero  a longer Stage B
+#   --hero  trains anew, with a longer Stage B, into runs/<RUN_TAG>_hero/
 # Without a GPU (CUDA_VISIBLE_DEVICES="") it is a run of minutes with the embedded model; with GPUs
 # a run of LLAMA_ID on SQuAD, one process each. Deep prefix and gist head are on. LATENT_LEN_LIST,
 # D_Z_LIST, REFINER_LAYERS_LIST and REFINER_HEADS_LIST sweep their cross product, a run each, into

@@ -61,8 +61,12 @@ def test_every_command_is_of_a_known_kind() -> None:
     """What is not a trainer's command is run below, by test_quickstart, or is this very suite."""
     others = [line for line in commands() if line not in train_commands()]
     others = [line for line in others if "-m latentwire.bench" not in line]
+    ci = (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+    checks = [line for line in others if line.startswith(".venv/bin/python -m ")]
+    assert len(checks) == 3 and all(f" {line}\n" in ci for line in checks)
+    others = [line for line in others if line not in checks]
     scripts = {"./launch/quickstart.sh", "./launch/setup.sh", "./tests/run.sh", *RUNNERS}
-    scripts |= {"./launch/torchrun.sh", "sbatch"}
+    scripts |= {"./launch/torchrun.sh", "sbatch", ".ci/run"}
     assert {program(line) for line in others} == {*scripts, ".venv/bin/latentwire"}
     names = [line.split()[1] for line in others if program(line) == ".venv/bin/latentwire"]
     known = {"tiny", "sweep", "accept", "ablate", "checkpoint", "eval", "watch", "report", "plan"}
@@ -241,11 +245,13 @@ def test_the_checkpoint_commands_work_in_their_order(
     """On a run in the place of theirs; the evaluation is tested with the tool."""
     monkeypatch.chdir(tmp_path)
     own = (trained[0] / "ckpt").resolve()
-    shutil.copytree(own, tmp_path / "checkpoints" / "smoke")
-    stage = tmp_path / "checkpoints" / "smoke" / "stageA"
-    (stage / "step-00000002").rename(stage / "step-00000100")
-    (tmp_path / "runs" / "smoke").mkdir(parents=True)
-    (tmp_path / "runs" / "smoke" / "ckpt").symlink_to(stage.parent, target_is_directory=True)
+    checkpoints = tmp_path / "checkpoints" / "quickstart"
+    shutil.copytree(own, checkpoints)
+    (checkpoints / "stageB").mkdir()
+    (checkpoints / "stageA" / "step-00000002").rename(checkpoints / "stageB" / "step-00000500")
+    run = tmp_path / "runs" / "quickstart"
+    run.mkdir(parents=True)
+    (run / "ckpt").symlink_to(checkpoints, target_is_directory=True)
     for arguments in latentwire_commands("checkpoint"):
         assert cli.main(arguments) == (1 if arguments[1] == "diff" else 0), arguments
     text = README.split("```python\n")[1].split("```")[0].replace("your-name/", "")

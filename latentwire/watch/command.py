@@ -28,13 +28,18 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--once", action="store_true", help="show how it stands now, and end")
     parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="stay when the run is preempted or fails, as a scheduler queues it again",
+    )
+    parser.add_argument(
         "--every", action="store_true", help="show objectives that are only measured too"
     )
     try:
         options = parser.parse_args(list(arguments))
         if not options.interval > 0:
             raise ConfigError([f"--interval: {options.interval} must be above 0"])
-        run = RunFolder(options.run)
+        run = RunFolder(options.run, waits=options.wait)
     except ConfigError as error:
         print("\n".join(["latentwire watch:", *error.problems]), file=sys.stderr)
         return 2
@@ -73,7 +78,11 @@ def _print(run: RunFolder, *, interval: float, once: bool) -> None:
         return
     changes = lines.Changes()
     print("\n".join([lines.head(run), *map(lines.stage_line, run.stages)]), flush=True)
+    state = run.state
     while True:
+        if run.state != state and not run.is_over:
+            print(lines.head(run), flush=True)
+        state = run.state
         for line in changes.of(run):
             print(line, flush=True)
         if run.is_over:

@@ -14,6 +14,9 @@ from latentwire.diagnostics.run_files import own_rows
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
 
+_REFUSED = 2
+"""Exit code of a run that could not start: to start it again is of no use."""
+
 
 @dataclass
 class RunFolder:
@@ -24,6 +27,8 @@ class RunFolder:
     """
 
     path: Path
+    waits: bool = False
+    """Something starts the run again where it ends early, as a scheduler does."""
     model: RunModel = field(default_factory=RunModel)
     status: dict[str, Any] = field(default_factory=dict)
     validation: dict[str, Any] | None = None
@@ -43,7 +48,10 @@ class RunFolder:
     @property
     def is_over(self) -> bool:
         """A run that left no status is not waited for either."""
-        return self.state in ENDED or not self.status
+        may_go_on = self.state == "preempted" or (
+            self.state == "failed" and self.status.get("code") != _REFUSED
+        )
+        return not self.status or (self.state in ENDED and not (self.waits and may_go_on))
 
     @property
     def stages(self) -> list[StageProgress]:

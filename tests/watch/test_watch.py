@@ -228,6 +228,33 @@ def test_without_a_terminal_it_ends_with_the_run(tmp_path: Path) -> None:
     assert rest.splitlines()[-1].startswith("r: preempted (asked by a signal)")
 
 
+def test_it_may_stay_through_a_preemption(tmp_path: Path) -> None:
+    run_at(tmp_path / "r")
+    command = [sys.executable, "-m", "latentwire.cli", "watch", str(tmp_path / "r"), "--wait"]
+    with subprocess.Popen(
+        [*command, "--interval", "0.05"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+
+        def said(start: str) -> None:
+            assert process.stdout is not None
+            while not process.stdout.readline().startswith(start):
+                assert process.poll() is None
+
+        said("stage B step 100")
+        status(tmp_path / "r", "preempted", reason="asked by a signal")
+        said("r: preempted (asked by a signal)")
+        status(tmp_path / "r", "failed", code=1, reason="node two is gone")
+        said("r: failed (node two is gone)")
+        status(tmp_path / "r")
+        said("r: running")
+        with (tmp_path / "r" / "diagnostics.jsonl").open("a") as file:
+            file.write(json.dumps(driver.step_row("B", 200, 0, "one")) + "\n")
+        said("stage B step 200")
+        status(tmp_path / "r", "failed", code=2, reason="data.path is gone")
+        assert process.wait(timeout=60) == 0
+
+
 def test_in_a_terminal_it_draws(tmp_path: Path) -> None:
     run_at(tmp_path / "r", state="finished")
     near, far = pty.openpty()

@@ -10,26 +10,34 @@ from torch import Tensor
 
 from latentwire.distributed.adamw import MOMENTS
 from latentwire.distributed.sharding import UnitState
-from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS, part_of_decoder, part_of_shared
+from latentwire.wire.parts import (
+    DECODER_PARTS,
+    SHARED_PARTS,
+    SHARED_UNIT,
+    decoder_of,
+    part_of_decoder,
+    part_of_shared,
+    unit_name,
+)
 
 PARTS = ("weight", *MOMENTS)
 """First word of a tensor's key: the fp32 master weight, or a moment."""
-_ADAPTER = "adapter_"
 
 
 def component_of(unit: str, parameter: str) -> str:
     """The component that a unit's parameter belongs to, e.g. ``deep_prefix_<decoder>``."""
-    if not unit.startswith(_ADAPTER):
+    decoder = decoder_of(unit)
+    if decoder is None:
         return part_of_shared(parameter)
-    return f"{part_of_decoder(parameter)}_{unit.removeprefix(_ADAPTER)}"
+    return f"{part_of_decoder(parameter)}_{decoder}"
 
 
 def unit_of(component: str) -> str:
     """The unit that a component belongs to."""
     if component in SHARED_PARTS:
-        return "encoder"
+        return SHARED_UNIT
     part = next(part for part in DECODER_PARTS if component.startswith(f"{part}_"))
-    return _ADAPTER + component.removeprefix(f"{part}_")
+    return unit_name(component.removeprefix(f"{part}_"))
 
 
 def by_component(unit: str, state: UnitState) -> dict[str, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from latentwire.checkpointing.state import CONFIG, read_place
 from latentwire.config import ConfigError
 from latentwire.data.hub import names_folder
 from latentwire.wire.exported import FORMAT, write_export
+from latentwire.wire.parts import module_of
 
 _OFFSETS = "DCP_SHARDING_INFO"
 _ENCODER_FILES = (
@@ -74,7 +75,7 @@ def export_step(step: Step, out: Path) -> int:
     tree = yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8"))
     weights: dict[str, Tensor] = {}
     for component in manifest.units:
-        name = _name_in_wire(unit_of(component))
+        name = module_of(unit_of(component))
         tensors = whole_tensors(step.path / component)
         weights |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
     description = {
@@ -94,10 +95,6 @@ def export_step(step: Step, out: Path) -> int:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
     return sum(tensor.numel() for tensor in weights.values())
-
-
-def _name_in_wire(unit: str) -> str:
-    return "shared" if unit == "encoder" else f"units.{unit.removeprefix('adapter_')}"
 
 
 def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:

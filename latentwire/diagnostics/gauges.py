@@ -20,6 +20,7 @@ from latentwire.distributed.sharding import ShardedUnit
 from latentwire.objectives import distillation, tokens
 from latentwire.objectives.row_chunks import of_answer, token_scores
 from latentwire.wire.controls import wrong_texts
+from latentwire.wire.parts import SHARED_UNIT, unit_name
 
 _BATCH = 24
 """Examples that are read at once, or a little more."""
@@ -231,7 +232,7 @@ def _update_ratios(
     name: str, ranks: Sequence[Mapping[str, Any]], start: WeightSquares
 ) -> dict[str, float]:
     found = {}
-    for unit in ("encoder", f"adapter_{name}"):
+    for unit in (SHARED_UNIT, unit_name(name)):
         sums: dict[str, list[float]] = {}
         for rank in ranks:
             for part, (update, weight) in rank["updates"].get(unit, {}).items():

@@ -24,7 +24,7 @@ from latentwire.diagnostics.gradients import Gradients
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.exchange import sum_to_owners
 from latentwire.distributed.groups import Group
-from latentwire.wire.parts import PARTS, SHARED_PARTS
+from latentwire.wire.parts import PARTS, SHARED_PARTS, unit_name
 
 Norms = dict[str, dict[str, dict[str, Tensor]]]
 """By decoder, objective and part."""
@@ -105,7 +105,7 @@ def _decoder_unit(
     at_latents: dict[tuple[str, str], list[Tensor]],
 ) -> None:
     """Fills in the norms of one decoder's own parts, and the gradients at the latents."""
-    key = f"adapter_{name}"
+    key = unit_name(name)
     with job.units[key].whole_weights() as weights, job.twins[key].lent(weights) as twin:
         named = _by_part(twin)
         trained = [p for part in named.values() for p in part]

@@ -27,6 +27,7 @@ from latentwire.distributed.fsdp_backend import FsdpBackend
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.sharding import ShardedUnit, ShardingBackend
 from latentwire.wire.backbones import encoder_window
+from latentwire.wire.parts import SHARED_UNIT, unit_name
 from latentwire.wire.twin import Twin
 from latentwire.wire.unit import DecoderShape, Injection
 from latentwire.wire.wire import Wire, build_wire
@@ -66,7 +67,7 @@ class Job:
     @property
     def unit_names(self) -> list[str]:
         """Every unit of the whole job, in one order on all ranks."""
-        return ["encoder", *(f"adapter_{spec.decoder}" for spec in self.groups.topology.groups)]
+        return [SHARED_UNIT, *(unit_name(spec.decoder) for spec in self.groups.topology.groups)]
 
     def latents(self, batch: GlobalBatch, texts: EncoderTexts | None = None) -> Tensor:
         """Every wire of the batch: [at least wires, num_latents, d_z].
@@ -169,15 +170,15 @@ def assemble(config: Config, groups: ProcessGroups, *, encoder_model: Any = None
     wire, tokenizer = _build(config, shapes, device, encoder_model)
     backend = _make_backend(config)
     # Taken before sharding changes the modules.
-    twins = {"encoder": Twin(wire.shared)}
-    twins |= {f"adapter_{name}": Twin(wire.units[name]) for name in decoders}
+    twins = {SHARED_UNIT: Twin(wire.shared)}
+    twins |= {unit_name(name): Twin(wire.units[name]) for name in decoders}
     trained_parts = {name: twin.trained_parts() for name, twin in twins.items()}
-    units = {"encoder": backend.wrap("encoder", wire.shared, groups.world)}
-    wire.shared = units["encoder"].module
+    units = {SHARED_UNIT: backend.wrap(SHARED_UNIT, wire.shared, groups.world)}
+    wire.shared = units[SHARED_UNIT].module
     for name in decoders:
-        unit_name = f"adapter_{name}"
-        unit = backend.wrap(unit_name, wire.units[name], groups.decoder(name))
-        units[unit_name], wire.units[name] = unit, unit.module
+        key = unit_name(name)
+        unit = backend.wrap(key, wire.units[name], groups.decoder(name))
+        units[key], wire.units[name] = unit, unit.module
     return Job(
         config=config,
         groups=groups,

@@ -10,7 +10,7 @@ from latentwire.planning.batch import DecoderRead, EncoderRead, Lengths, StepSha
 from latentwire.planning.frozen import frozen_bytes, number_bytes, readings
 from latentwire.planning.parts import UnitSize, decoder_size, encoder_size
 from latentwire.planning.shapes import ModelShape
-from latentwire.wire.parts import PARTS, SHARED_PARTS
+from latentwire.wire.parts import PARTS, SHARED_PARTS, unit_name
 
 GIB = 2**30
 NO_PARTS = ("none",)
@@ -328,6 +328,6 @@ def unit_sizes(config: Config, models: Models) -> dict[str, UnitSize]:
     """Every unit's parameters, by the name it has in checkpoints."""
     found = {"encoder": encoder_size(config, models.encoder)}
     return found | {
-        f"adapter_{name}": decoder_size(config, name, shape)
+        unit_name(name): decoder_size(config, name, shape)
         for name, shape in models.decoders.items()
     }

@@ -15,6 +15,7 @@ from latentwire.planning.batch import Lengths, StepShape
 from latentwire.planning.frozen import layer_bytes, number_bytes, readings, shard_of
 from latentwire.planning.memory import NO_PARTS, Models, unit_sizes
 from latentwire.planning.parts import UnitSize
+from latentwire.wire.parts import unit_name
 
 WORLD = "world"
 _PARTS = 6
@@ -71,7 +72,7 @@ def collectives(
     found = _unit(config, backend, sizes["encoder"], "encoder", WORLD, world)
     found += _exchange(config, topology, step, lengths)
     for spec in topology.groups:
-        unit = sizes[f"adapter_{spec.decoder}"]
+        unit = sizes[unit_name(spec.decoder)]
         found += _unit(config, backend, unit, "adapter", spec.decoder, spec.size)
         found += _frozen(config, models, topology, spec.decoder, step, lengths, diagnosed=diagnosed)
     found += _scalars(config, topology)
@@ -270,7 +271,7 @@ def _norms(
         whole = state.FP32 if config.sharding.backend == "fsdp" else size
         found.append(add("encoder weights", WORLD, world, "all-gather")(shared.total * whole, 1))
     for spec in topology.groups:
-        unit = sizes[f"adapter_{spec.decoder}"]
+        unit = sizes[unit_name(spec.decoder)]
         parts = number * _num_parts(config, spec.decoder)
         found.append(add("sizes", spec.decoder, spec.size, "all-reduce")(parts * 4, 1))
         found.append(

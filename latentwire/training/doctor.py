@@ -9,7 +9,7 @@ from latentwire.diagnostics.health import Health
 from latentwire.distributed.assembly import Job
 from latentwire.training.records import StepRecord
 from latentwire.training.stages import Stage
-from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS
+from latentwire.wire.parts import DECODER_PARTS, SHARED_PARTS, unit_name
 
 
 class Doctor:
@@ -68,7 +68,7 @@ class Doctor:
         squares = step.gradient.part_squares
         found = {
             part
-            for unit, parts in (("encoder", SHARED_PARTS), (f"adapter_{decoder}", DECODER_PARTS))
+            for unit, parts in (("encoder", SHARED_PARTS), (unit_name(decoder), DECODER_PARTS))
             for part in parts
             if float(squares[unit][part]) == 0
         }

@@ -26,8 +26,8 @@ from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import evaluate_into_folder
 from latentwire.training.status import FILES
 from latentwire.wire import exported
+from latentwire.wire.parts import module_of
 
-_ADAPTER = "adapter_"
 _DEFAULTS = config_file.to_tree(Config())
 _PLACES = (
     *(("run", "root"), ("checkpoint", "root")),
@@ -40,7 +40,7 @@ def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
     """Puts an export's weights into a job's units. All ranks must call."""
     groups = unit_groups(job)
     for unit, sharded in job.units.items():
-        prefix = f"units.{unit.removeprefix(_ADAPTER)}." if unit.startswith(_ADAPTER) else "shared."
+        prefix = f"{module_of(unit)}."
         own = {
             f"weight.{name.removeprefix(prefix)}": cut_tensor(
                 own_rows(tensor, groups[unit]).clone(), tensor.shape, groups[unit]

@@ -21,7 +21,7 @@ from latentwire.distributed.gradients import GlobalGradient
 from latentwire.training.objectives import Measured
 from latentwire.training.preparation import PreparedStep, is_balancing, is_diagnosed
 from latentwire.training.stages import StepPlan
-from latentwire.wire.parts import PARTS
+from latentwire.wire.parts import PARTS, SHARED_UNIT, unit_name
 
 _REDUCED = (*OBJECTIVES, "first_acc")
 PHASES = ("data", "encoder", "decoders", "backward", "reduce", "optimizer", "save")
@@ -295,7 +295,7 @@ class StepRecord:
         assert self._gradient is not None
         factor = float(self._factor)
         norms = {"": float(self._gradient.norm)}
-        for unit in ("encoder", f"adapter_{name}"):
+        for unit in (SHARED_UNIT, unit_name(name)):
             squares = self._gradient.part_squares[unit]
             there = self._job.trained_parts[unit]
             norms |= {f"/{part}": float(squares[part]) ** 0.5 for part in there}

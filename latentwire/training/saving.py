@@ -15,18 +15,16 @@ from latentwire.training.signals import StopRequest
 from latentwire.training.stages import Stage
 from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
-
-_ADAPTER = "adapter_"
+from latentwire.wire.parts import decoder_of
 
 
 def unit_groups(job: Job) -> dict[str, Group]:
     """The group that each of this rank's units is sharded over."""
-    return {
-        name: job.groups.decoder(name.removeprefix(_ADAPTER))
-        if name.startswith(_ADAPTER)
-        else job.groups.world
-        for name in job.units
-    }
+    found = {}
+    for name in job.units:
+        decoder = decoder_of(name)
+        found[name] = job.groups.world if decoder is None else job.groups.decoder(decoder)
+    return found
 
 
 def open_writer(

@@ -1,4 +1,7 @@
-"""Names of the wire's trained parts, as diagnostics tell them apart."""
+"""Names of the wire's units, which are sharded whole, and of the trained parts in them."""
+
+SHARED_UNIT = "encoder"
+_OF_DECODER = "adapter_"
 
 SHARED_PARTS = ("encoder", "refiner")
 """Of the shared unit."""
@@ -13,6 +16,22 @@ _OF_MODULE = {
     "gist": "gist",
     "lora": "lora",
 }
+
+
+def unit_name(decoder: str) -> str:
+    """The unit of what is a decoder's own."""
+    return _OF_DECODER + decoder
+
+
+def decoder_of(unit: str) -> str | None:
+    """The decoder whose own a unit is; None of the shared one."""
+    return unit.removeprefix(_OF_DECODER) if unit.startswith(_OF_DECODER) else None
+
+
+def module_of(unit: str) -> str:
+    """Where a unit stands in the wire's module, and in the names of an export's tensors."""
+    decoder = decoder_of(unit)
+    return "shared" if decoder is None else f"units.{decoder}"
 
 
 def part_of_shared(name: str) -> str:

@@ -96,6 +96,10 @@ class DataConfig:
     path: str | None = None
     """A local file, or for ``squad`` and ``hotpot`` a hub data set; None is the source's own
     default."""
+    validation_path: str | None = None
+    test_path: str | None = None
+    """Local files of the same source that are that whole split; what ``data.path`` has is then
+    parted among the others alone."""
     setting: Literal["distractor", "gold", "plain", "hard"] | None = None
     """Of ``hotpot``: ``distractor`` (all ten paragraphs) or ``gold`` (the two that hold the
     answer's support). Of ``profiles``: ``plain``, or ``hard`` (longer, several people who share

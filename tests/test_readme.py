@@ -107,10 +107,11 @@ def test_a_trainer_command_is_valid(
         )
     )
     squad = '{"context": "text %d", "qas": [{"question": "which?", "answers": [{"text": "%d"}]}]}'
-    paragraphs = ",".join(
-        f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in range(30)
-    )
-    (tmp_path / "train-v1.1.json").write_text(f'{{"data": [{paragraphs}]}}')
+    for name, numbers in (("train-v1.1.json", range(30)), ("dev-v1.1.json", range(30, 40))):
+        paragraphs = ",".join(
+            f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in numbers
+        )
+        (tmp_path / name).write_text(f'{{"data": [{paragraphs}]}}')
     hotpot = [
         {
             "_id": str(i),

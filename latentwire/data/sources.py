@@ -23,7 +23,8 @@ HUB_NAMES = {"squad": "rajpurkar/squad", "hotpot": hotpot.HUB_NAME}
 
 _HELD_OUT = 0.1
 """Share of the articles of a local file that each of validation and test gets."""
-_MIN_ARTICLES, _MIN_HUB_ARTICLES = 3, 2
+_HELD_OUT_SPLITS = ("validation", "test")
+_MIN_HUB_ARTICLES = 2
 _MIN_DOCUMENTS = 2
 """Of what is held out of a file that has enough: controls compare two."""
 _HUB_VALIDATION = 0.02
@@ -99,7 +100,14 @@ class LoadedSource:
 
 
 def open_source(
-    *, source: str, path: str | None, setting: str | None, split: Split, seed: int
+    *,
+    source: str,
+    path: str | None,
+    setting: str | None,
+    split: Split,
+    seed: int,
+    validation_path: str | None = None,
+    test_path: str | None = None,
 ) -> DataSource:
     """Opens one split of a data set.
 
@@ -110,6 +118,8 @@ def open_source(
         setting: one of the source's ``SETTINGS``; None is the first of them.
         split: which split.
         seed: of the generated profiles, and of what is held out of a file or a train split.
+        validation_path: a local file that is the validation split.
+        test_path: one that is the test split.
 
     Raises:
         SourceError: a ValueError; its text is for the user, one line for each problem.
@@ -121,12 +131,16 @@ def open_source(
     if setting is not None and setting not in settings:
         has = f"has {', '.join(settings)}" if settings else "has none; leave the key out"
         raise SourceError([f"data.setting: `{setting}`: `data.source: {source}` {has}"])
+    files = {"validation": validation_path, "test": test_path}
     if source == "profiles":
-        if path is not None:
+        given = {"data.path": path, **{f"data.{name}_path": file for name, file in files.items()}}
+        if any(file is not None for file in given.values()):
             raise SourceError(
                 [
-                    f"data.path: `{path}` is given, but `data.source: profiles` is generated: "
-                    "remove data.path, or set data.source to squad, hotpot or jsonl"
+                    f"{key}: `{file}` is given, but `data.source: profiles` is generated: "
+                    f"remove {key}, or set data.source to squad, hotpot or jsonl"
+                    for key, file in given.items()
+                    if file is not None
                 ]
             )
         return ProfilesSource(split=split, seed=seed, hard=setting == "hard")
@@ -136,29 +150,62 @@ def open_source(
     if path is not None and not path.strip():
         raise SourceError(["data.path: the path is empty; give a file or leave the key out"])
     hub_name = _hub_name(path, HUB_NAMES[source]) if source in HUB_NAMES else None
-    if hub_name is not None:
-        articles: Sequence[Article] = _hub_articles(
-            source, hub_name, of_hotpot, split=split, seed=seed
+    parted = tuple(name for name in _HELD_OUT_SPLITS if files[name] is None)
+    if split != "train" and split not in parted:
+        articles: Sequence[Article] = _whole_file(source, files[split], of_hotpot, split)
+    elif hub_name is not None:
+        articles = _hub_articles(
+            source, hub_name, of_hotpot, split=split, seed=seed, parts="validation" in parted
         )
     else:
         assert path is not None, "every other source has a default"
         every = _read_file(source, path, of_hotpot)
-        articles = _split_articles(every, split=split, seed=seed, path=path, source=source)
+        articles = _split_articles(
+            every, split=split, seed=seed, path=path, source=source, parted=parted
+        )
     documents = tuple(document for article in articles for document in article.documents)
     return LoadedSource(documents=documents)
 
 
-def check_source(*, source: str, path: str | None, setting: str | None, seed: int) -> list[str]:
+def check_source(
+    *,
+    source: str,
+    path: str | None,
+    setting: str | None,
+    seed: int,
+    validation_path: str | None = None,
+    test_path: str | None = None,
+) -> list[str]:
     """Everything wrong with the data keys of a configuration, as messages; empty when all is well.
 
     It opens every split, so a local file is read in full, and a hub data set is downloaded.
     """
+
+    def contexts(split: Split) -> set[str]:
+        opened = open_source(
+            source=source,
+            path=path,
+            setting=setting,
+            split=split,
+            seed=seed,
+            validation_path=validation_path,
+            test_path=test_path,
+        )
+        if not isinstance(opened, LoadedSource):
+            return set()
+        return {document[0].context for document in opened.documents}
+
     try:
-        for split in get_args(Split):
-            open_source(source=source, path=path, setting=setting, split=split, seed=seed)
+        found = {split: contexts(split) for split in get_args(Split)}
     except SourceError as error:
         return error.problems
-    return []
+    files = {"validation": validation_path, "test": test_path}
+    return [
+        f"data.{split}_path: {file}: {len(shared)} of its {len(found[split])} contexts are trained "
+        "on as well, so that it would measure memory; take them out of one of the two"
+        for split, file in files.items()
+        if file is not None and (shared := found[split] & found["train"])
+    ]
 
 
 @functools.lru_cache(maxsize=256)
@@ -177,13 +224,15 @@ def _hub_name(path: str | None, default: str) -> str | None:
 
 
 def _hub_articles(
-    source: str, name: str, setting: Setting, *, split: Split, seed: int
+    source: str, name: str, setting: Setting, *, split: Split, seed: int, parts: bool
 ) -> list[Article]:
-    """The articles of one split: a part of the hub's train split is validation, and the hub's
-    validation split is test."""
+    """The articles of one split: a part of the hub's train split is validation, unless that is a
+    file of the user's (not ``parts``), and the hub's validation split is test."""
     if split == "test":
         return list(_read_hub(source, name, "validation", setting))
     articles = _read_hub(source, name, "train", setting)
+    if not parts:
+        return list(articles)
     if len(articles) < _MIN_HUB_ARTICLES:
         raise SourceError(
             [
@@ -215,7 +264,7 @@ def _read_file(source: str, path: str, setting: Setting) -> tuple[Article, ...]:
     return _read_version(source, str(file), setting, stamp.st_mtime_ns, stamp.st_size)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=3)
 def _read_version(
     source: str, path: str, setting: Setting, mtime_ns: int, size: int
 ) -> tuple[Article, ...]:
@@ -235,15 +284,43 @@ def _read_version(
     return readers.read_squad(file)
 
 
+def _whole_file(
+    source: str, path: str | None, setting: Setting, split: Split
+) -> tuple[Article, ...]:
+    """A file that is one split as it stands."""
+    assert path is not None, split
+    key = f"data.{split}_path"
+    if not path.strip():
+        raise SourceError([f"{key}: the path is empty; give a file or leave the key out"])
+    try:
+        return _read_file(source, path, setting)
+    except SourceError as error:
+        # Readers know one key.
+        raise SourceError(
+            [problem.replace("data.path:", f"{key}:", 1) for problem in error.problems]
+        ) from None
+
+
 def _split_articles(
-    articles: tuple[Article, ...], *, split: Split, seed: int, path: str, source: str
+    articles: tuple[Article, ...],
+    *,
+    split: Split,
+    seed: int,
+    path: str,
+    source: str,
+    parted: Sequence[str],
 ) -> list[Article]:
-    """The articles of one split: 80 % train, 10 % validation, 10 % test, none of them empty."""
-    if len(articles) < _MIN_ARTICLES:
+    """The articles of one split: 10 % each for the ``parted`` ones of validation and test, the rest
+    for train, none of them empty."""
+    if not parted:
+        return list(articles)
+    needed = 1 + len(parted)
+    if len(articles) < needed:
         raise SourceError(
             [
                 f"data.path: {path} has {len(articles)} article(s) ({_ARTICLES[source]}), and "
-                f"train, validation and test need at least one each: give {_MIN_ARTICLES} or more"
+                f"{' and '.join([', '.join(['train', *parted[:-1]]), parted[-1]])} need at least "
+                f"one each: give {needed} or more"
             ]
         )
     keys = _drawn(articles, seed=seed)
@@ -253,15 +330,15 @@ def _split_articles(
     def is_single(part: Sequence[str]) -> bool:
         return sum(size[key] for key in part) < _MIN_DOCUMENTS
 
-    while len(keys) >= 3 * (num_held_out + 1) and (
-        is_single(keys[:num_held_out]) or is_single(keys[num_held_out : 2 * num_held_out])
+    def chosen_of(number: int) -> dict[str, list[str]]:
+        parts = {name: keys[i * number : (i + 1) * number] for i, name in enumerate(parted)}
+        return {**parts, "train": keys[len(parted) * number :]}
+
+    while len(keys) >= needed * (num_held_out + 1) and any(
+        is_single(chosen_of(num_held_out)[name]) for name in parted
     ):
         num_held_out += 1
-    chosen = {
-        "validation": keys[:num_held_out],
-        "test": keys[num_held_out : 2 * num_held_out],
-        "train": keys[2 * num_held_out :],
-    }
+    chosen = chosen_of(num_held_out)
     wanted = set(chosen[split])
     return [article for article in articles if article.key in wanted]
 

@@ -17,6 +17,8 @@ def open_split(config: Config, split: Split) -> DataSource:
         setting=data.setting,
         split=split,
         seed=config.run.seed,
+        validation_path=data.validation_path,
+        test_path=data.test_path,
     )
 
 
@@ -65,10 +67,13 @@ def draw_health(config: Config) -> list[Example]:
 def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> list[Example]:
     source = open_split(config, split)
     if source.num_documents < 2:
+        own = {"validation": config.data.validation_path, "test": config.data.test_path}[split]
+        at = "data.path" if own is None else f"data.{split}_path"
+        where = own or config.data.path or config.data.source
         raise ConfigError(
             [
-                f"data.path: the {split} split of {config.data.path or config.data.source} has "
-                f"only {source.num_documents} document, and {need} needs two; give more articles"
+                f"{at}: the {split} split of {where} has only "
+                f"{source.num_documents} document, and {need} needs two; give more articles"
             ]
         )
     examples = held_out(source, seed=config.run.seed, samples=samples)

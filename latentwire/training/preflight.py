@@ -108,7 +108,12 @@ def preflight(
     problems += [] if exported else encoder_problems(config)
     data = config.data
     data_problems = check_source(
-        source=data.source, path=data.path, setting=data.setting, seed=config.run.seed
+        source=data.source,
+        path=data.path,
+        setting=data.setting,
+        seed=config.run.seed,
+        validation_path=data.validation_path,
+        test_path=data.test_path,
     )
     examples = [] if data_problems else sample_examples(config)
     for name in config.decoders:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from latentwire.config import Config, ConfigError
 from latentwire.data.example import Example
 from latentwire.data.prompts import prompts_for
-from latentwire.data.sources import open_source
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.training.held_out import open_split
 
 _NUM_DOCUMENTS = 128
 _NO_WINDOW = 1 << 30
@@ -17,14 +17,7 @@ def sample_documents(config: Config) -> list[tuple[Example, ...]]:
 
     The data have to have passed ``check_source``.
     """
-    data = config.data
-    source = open_source(
-        source=data.source,
-        path=data.path,
-        setting=data.setting,
-        split="train",
-        seed=config.run.seed,
-    )
+    source = open_split(config, "train")
     step = -(-source.num_documents // _NUM_DOCUMENTS)
     return [source.examples(number) for number in range(0, source.num_documents, step)]
 

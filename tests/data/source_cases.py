@@ -59,12 +59,19 @@ def write_lines(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
 
 
 def contents(
-    source: str, path: str | None, *, seed: int = 0, setting: Setting | None = None
+    source: str,
+    path: str | None,
+    *,
+    seed: int = 0,
+    setting: Setting | None = None,
+    **files: str,
 ) -> dict[Split, list[Example]]:
     """Every example by split; the counts are checked on the way."""
     found = {}
     for split in SPLITS:
-        opened = open_source(source=source, path=path, setting=setting, split=split, seed=seed)
+        opened = open_source(
+            source=source, path=path, setting=setting, split=split, seed=seed, **files
+        )
         documents = [opened.examples(index) for index in range(opened.num_documents)]
         assert opened.counts() == [len(examples) for examples in documents]
         assert all(len({e.context for e in examples}) == 1 for examples in documents)
@@ -76,8 +83,10 @@ def contexts(found: dict[Split, list[Example]]) -> dict[Split, set[str]]:
     return {split: {example.context for example in found[split]} for split in SPLITS}
 
 
-def problems(source: str, path: str | None, *, setting: Setting | None = None) -> list[str]:
-    return check_source(source=source, path=path, setting=setting, seed=0)
+def problems(
+    source: str, path: str | None, *, setting: Setting | None = None, **files: str
+) -> list[str]:
+    return check_source(source=source, path=path, setting=setting, seed=0, **files)
 
 
 def one_problem(source: str, path: str | None, *, setting: Setting | None = None) -> str:

@@ -90,6 +90,42 @@ def test_split_depends_on_the_seed_only(tmp_path: Path) -> None:
     assert other["test"] != first["test"]
 
 
+def own_file(folder: Path, numbers: range, name: str = "own.jsonl") -> str:
+    return write_lines(folder, [row(number) for number in numbers], name)
+
+
+@pytest.mark.parametrize("keys", [("test",), ("validation",), ("validation", "test")])
+def test_a_split_may_be_a_file_of_its_own(keys: tuple[str, ...], tmp_path: Path) -> None:
+    path = own_file(tmp_path, range(20), "rows.jsonl")
+    own = {
+        f"{key}_path": own_file(tmp_path, range(100 * place, 100 * place + 5), f"{key}.jsonl")
+        for place, key in enumerate(keys, start=1)
+    }
+    found = contexts(contents("jsonl", path, **own))
+    for place, key in enumerate(keys, start=1):
+        assert found[key] == {f"Context {100 * place + i}." for i in range(5)}  # type: ignore[index]
+    parted = {split: found[split] for split in SPLITS if split not in keys}
+    assert sum(map(len, parted.values())) == 20 == len(set().union(*parted.values()))
+    assert all(parted.values())
+    assert problems("jsonl", path, **own) == []
+    # With every split a file, one article is enough to train on.
+    both = {key: own_file(tmp_path, range(3, 6)) for key in ("validation_path", "test_path")}
+    one = own_file(tmp_path, range(1), "one.jsonl")
+    assert len(contents("jsonl", one, **both)["train"]) == 1
+
+
+def test_what_is_wrong_with_a_file_of_its_own_names_its_key(tmp_path: Path) -> None:
+    path = own_file(tmp_path, range(20), "rows.jsonl")
+    (problem,) = problems("jsonl", path, test_path=str(tmp_path / "none.jsonl"))
+    assert problem.startswith("data.test_path: ") and "none.jsonl" in problem
+    (problem,) = problems("jsonl", path, validation_path=" ")
+    assert problem.startswith("data.validation_path: the path is empty")
+    (problem,) = problems("jsonl", path, test_path=own_file(tmp_path, range(15, 25)))
+    assert problem.startswith("data.test_path: ") and "of its 10 contexts are trained on" in problem
+    (problem,) = problems("profiles", None, test_path=path)
+    assert problem.startswith("data.test_path: ") and "is generated" in problem
+
+
 def test_fewer_than_three_articles(tmp_path: Path) -> None:
     assert "2 article(s)" in one_problem("squad", write_json(tmp_path, squad(2)))
     path = write_lines(tmp_path, [row(i, title="same") for i in range(9)])

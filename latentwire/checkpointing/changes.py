@@ -15,6 +15,8 @@ _MAY_CHANGE = (
     "diagnostics.",
     # What a run is told to do when its memory is too small.
     "encoder.activation_checkpointing",
+    "train.accumulation",
+    "eval.batch_size",
     "distributed.",
     "train.max_skipped",
     "teacher.folder",

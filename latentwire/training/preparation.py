@@ -87,7 +87,8 @@ def prepare(job: Job, plan: StepPlan) -> PreparedStep:
             PreparedBatch(
                 batch=batch,
                 texts=pinned(texts, job.device),
-                num_tokens=sum(len(job.tokenizer.ids(text)) for text in batch.texts),
+                # Of a text that is read at several ratios once.
+                num_tokens=sum(len(job.tokenizer.ids(text)) for text in set(batch.texts)),
                 parts=parts,
             )
         )

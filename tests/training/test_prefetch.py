@@ -146,3 +146,19 @@ def test_counts_of_micro_batches_add_up(pair: Path, tmp_path: Path) -> None:
         ((_, counts),) = whole.items()
         assert {"tf", "ae", "continuation", "span"} <= counts.keys()
         assert counts["first"] == 12 and counts["ae"] > counts["tf"]
+
+
+def tokens_on_rank(rank: int, world_size: int, overrides: list[str]) -> list[int]:
+    """Tokens that the encoder reads in a step, at one ratio and at the sum of two."""
+    found = []
+    for more in ("train.stage_a.ratios=[5]", "train.stage_a.ratios=[5,10]"):
+        config = config_file.load("smoke", [*overrides, "train.stage_a.ratio_mode=summed", more])
+        prepared = prepare(jobs.make_job(config, world_size), jobs.make_stage(config).plan(1))
+        found.append(sum(part.num_tokens for part in prepared.micro_batches))
+    return found
+
+
+def test_a_text_at_several_ratios_is_read_once(pair: Path, tmp_path: Path) -> None:
+    overrides = small_overrides(pair, tmp_path, "sharding.backend=fsdp")
+    ((one, several),) = run_distributed(tokens_on_rank, 1, overrides)
+    assert one == several > 0

@@ -23,7 +23,7 @@ from latentwire.ablating.results import RESULTS, Result, harvest, read_results, 
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError, DecoderConfig, flatten
 from latentwire.config_file import PACKAGED, REPOSITORY
-from latentwire.points import Point, Runner, devices, is_finished
+from latentwire.points import Point, Runner, devices, is_finished, refuse_shared_rows
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.status import read_status
@@ -201,6 +201,8 @@ def main(arguments: Sequence[str]) -> int:
         out: Path = options.out
         every = trials(ablation, root=options.runs, checkpoints=options.checkpoints)
         known = read_results(out / RESULTS)
+        if options.jobs > 1:
+            refuse_shared_rows([trial.point for trial in every])
     except ConfigError as error:
         print("\n  ".join(["latentwire ablate cannot start:", *error.problems]), file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from types import FrameType
 
 import torch
 
-from latentwire.config import flatten
+from latentwire.config import ConfigError, flatten
 from latentwire.training.preflight import Plan, recorded_config
 from latentwire.training.status import FILES, read_status
 
@@ -44,6 +45,21 @@ def is_finished(plan: Plan) -> bool:
     old, new = flatten(before), flatten(plan.config)
     # More steps of the same run are no other run, and not a finished one either.
     return all(old.get(key) == new[key] for key in new if key.startswith("train."))
+
+
+def refuse_shared_rows(points: Sequence[Point]) -> None:
+    """Runs that go side by side cannot write one file of diagnostics.
+
+    Raises:
+        ConfigError: two would.
+    """
+    key = "diagnostics.diagnostic_log"
+    files = Counter(point.plan.config.diagnostics.diagnostic_log for point in points)
+    shared = [file for file, number in files.items() if file is not None and number > 1]
+    if shared:
+        raise ConfigError(
+            [f"{key}: '{shared[0]}' would have several writers at a time; leave the key out"]
+        )
 
 
 class Runner:

@@ -19,7 +19,7 @@ import yaml
 from latentwire import config_file
 from latentwire.arguments import Parser, add_run, with_flags
 from latentwire.config import ConfigError
-from latentwire.points import Point, Runner, is_finished
+from latentwire.points import Point, Runner, is_finished, refuse_shared_rows
 from latentwire.slurm import ArrayPoint, submit
 from latentwire.sweep_table import row_of, write_tables
 from latentwire.training.preflight import preflight
@@ -262,6 +262,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         sweep, dry_run = parse(arguments)
         folder, tag, every = points(sweep)
+        if sweep.slurm:
+            refuse_shared_rows(every)
     except ConfigError as error:
         print("\n  ".join(["latentwire sweep cannot start:", *error.problems]), file=sys.stderr)
         return 2

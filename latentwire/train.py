@@ -18,13 +18,14 @@ from latentwire.training import run
 from latentwire.training.cache_error import CacheError
 from latentwire.training.dry_run import describe
 from latentwire.training.error_file import leave_error_file
-from latentwire.training.exported_eval import evaluate_exported, exported_config
+from latentwire.training.exported_eval import evaluate_exported, exported_config, trained_with
 from latentwire.training.guard import NonFiniteError
 from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock, is_held
 from latentwire.training.status import read_status, write_status
+from latentwire.training.unreadable import UnreadableError
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,11 @@ def _train(options: Arguments) -> int:
             print(describe(plan))
         return 0
     wipe = options.fresh and options.overwrite
-    return _supervised(plan, lambda: run.train(plan, wipe=wipe, resume_from=options.resume_from))
+    return _supervised(
+        plan,
+        lambda: run.train(plan, wipe=wipe, resume_from=options.resume_from),
+        trains=True,
+    )
 
 
 def _evaluate(options: Arguments) -> int:
@@ -85,18 +90,26 @@ def _evaluate_exported(folder: Path, options: Arguments) -> int:
         ranks_per_node=process_groups.launch_ranks_per_node(),
         evaluation=True,
         exported=True,
+        trained=trained_with(folder),
     )
     return _supervised(plan, lambda: evaluate_exported(plan, folder), has_checkpoints=False)
 
 
-def _supervised(plan: Plan, work: Callable[[], Outcome], *, has_checkpoints: bool = True) -> int:
+def _supervised(
+    plan: Plan,
+    work: Callable[[], Outcome],
+    *,
+    has_checkpoints: bool = True,
+    trains: bool = False,
+) -> int:
     """Runs ``work``; a failure leaves its reason in the status and goes on its way.
 
     Args:
         has_checkpoints: the work reads or writes the run's own.
+        trains: the work writes the diagnostics.
     """
     try:
-        with _locked(plan, has_checkpoints=has_checkpoints):
+        with _locked(plan, has_checkpoints=has_checkpoints, trains=trains):
             return _recorded(plan, work)
     except ConfigError as error:
         # Of the lock: nothing of the run that another job has may be touched.
@@ -105,15 +118,15 @@ def _supervised(plan: Plan, work: Callable[[], Outcome], *, has_checkpoints: boo
         process_groups.stop()
 
 
-def _locked(plan: Plan, *, has_checkpoints: bool) -> AbstractContextManager[object]:
+def _locked(plan: Plan, *, has_checkpoints: bool, trains: bool) -> AbstractContextManager[object]:
     """The run, for this job alone; rank 0 has it for all."""
     if process_groups.launch_rank() != 0:
         return nullcontext()
     folders = {"run.tag": plan.run_folder}
     if has_checkpoints:
         folders["checkpoint.root"] = plan.checkpoint_folder
-    own = plan.config.diagnostics.diagnostic_log
-    return RunLock(folders, files={} if own is None else {"--diagnostic_log": plan.diagnostics})
+    is_shared = trains and plan.config.diagnostics.diagnostic_log is not None
+    return RunLock(folders, files={"--diagnostic_log": plan.diagnostics} if is_shared else {})
 
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
@@ -124,7 +137,7 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
         return _refuse(error, plan.run_folder)
-    except (SaveError, CacheError) as error:
+    except (SaveError, CacheError, UnreadableError) as error:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
         if process_groups.launch_rank() == 0:
@@ -184,7 +197,7 @@ def _failed(folder: Path, error: BaseException) -> str | None:
     # What is known in words needs no name of a class.
     name = "" if isinstance(error, LostPeerError) else f"{type(error).__name__}: "
     reason = f"rank {process_groups.launch_rank()}: {name}{error}"
-    clear = (SaveError, CacheError, NonFiniteError, LostPeerError)
+    clear = (SaveError, CacheError, UnreadableError, NonFiniteError, LostPeerError)
     is_clear = isinstance(error, clear) or _is_full(error)
     try:
         before = read_status(folder)

@@ -20,6 +20,7 @@ from latentwire.ablating.results import RESULTS, Result, harvest, read_results
 from latentwire.ablating.scores import Scores
 from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
+from latentwire.evaluation.metrics import bootstrap_ci95
 
 PACKAGED_RESULTS = {"ablations.yaml": "", "evidence.yaml": "evidence", "harder.yaml": "harder"}
 """Rows that ship with the package, and the folder of their results."""
@@ -181,6 +182,17 @@ def test_runs_go_side_by_side_each_on_its_own_cores(file: Path, trainer: Path) -
         first, second = (set(json.loads(text[: text.index("]") + 1])) for text in sorted(cores)[:2])
         assert not first & second
     assert all(re.search(r"\] \d+$", text) for text in cores), "threads as many as cores"
+
+
+def test_runs_side_by_side_do_not_share_a_file_of_rows(
+    file: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = yaml.safe_load(file.read_text())
+    tree["overrides"]["diagnostics.diagnostic_log"] = str(file.parent / "rows.jsonl")
+    write(file, tree)
+    assert call(file, "--jobs", "2") == 2
+    assert "diagnostics.diagnostic_log" in capsys.readouterr().err
+    assert started(trainer) == []
 
 
 def test_runs_go_side_by_side_each_on_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,8 +383,9 @@ def test_a_seed_may_lack_a_kind_of_question(tmp_path: Path) -> None:
     assert "wire, shared" in (tmp_path / "ABLATIONS.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_document_weighs_as_much_as_its_questions() -> None:
+    asked = (10, 1, 1, 1)
+
     def scores(rights: tuple[int, ...]) -> Scores:
         result = Result(
             row="a",
@@ -380,23 +393,25 @@ def test_a_document_weighs_as_much_as_its_questions() -> None:
             digest="",
             num_steps=1,
             seconds_per_step=1.0,
-            em={"d": {"latent@5": sum(rights) / 11}},
+            em={"d": {"latent@5": sum(rights) / sum(asked)}},
             compression={"d": {"latent@5": 5.0}},
             by_kind={},
-            asked=(10, 1),
+            asked=asked,
             right={"d": {"latent@5": rights}},
             curve=(),
         )
-        row = Row(name="a", part="a")
-        return Scores(row=row, results=(result,))
+        return Scores(row=Row(name="a", part="a"), results=(result,))
 
-    found = scores((10, 0)).against(scores((0, 0)))
-    assert found is not None and found.mean == pytest.approx(10 / 11)
-    assert scores((10, 0)).interval() == (0.0, 1.0)
-    even = scores((5, 1)).against(scores((5, 0)))
-    assert even is not None and even.mean == pytest.approx(1 / 11)
+    found = scores((10, 0, 0, 0)).against(scores((0, 0, 0, 0)))
+    assert found is not None and found.mean == pytest.approx(10 / 13)
+    # Documents are drawn, and each brings its questions.
+    values, documents = [1.0] * 10 + [0.0] * 3, [0] * 10 + [1, 2, 3]
+    assert (found.low, found.high) == bootstrap_ci95(values, documents=documents)
+    assert scores((10, 0, 0, 0)).interval() == (found.low, found.high)
+    assert found.high > 0.9 > bootstrap_ci95([1.0, 0.0, 0.0, 0.0])[1], "alike they give another"
 
 
+@pytest.mark.slow
 def test_a_real_trial_is_trained_and_harvested(file: Path, tmp_path: Path) -> None:
     change(file, "wide", change={"train.stage_b.steps": 3})
     tree = yaml.safe_load(file.read_text())

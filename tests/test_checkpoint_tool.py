@@ -52,6 +52,28 @@ def checkpoints(folder: Path) -> Path:
     return (folder / "ckpt").resolve()
 
 
+def start_wrongly_on_rank(
+    rank: int, world_size: int, overrides: list[str], where: str
+) -> list[str]:
+    plan = preflight(config_file.load("smoke", overrides), world_size=world_size, resume_from=where)
+    try:
+        run.train(plan, resume_from=where)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def test_a_start_that_is_refused_leaves_the_run_what_it_was(
+    trained: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = trained
+    before = (folder / "config.yaml").read_text()
+    longer = [*overrides, "train.stage_a.steps=6"]
+    said = run_distributed(start_wrongly_on_rank, 2, longer, "stageA/step-00000099")
+    assert all("is no checkpoint of this run" in found[0] for found in said)
+    assert (folder / "config.yaml").read_text() == before
+
+
 def test_list_and_verify(
     trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

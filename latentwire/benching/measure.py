@@ -27,7 +27,7 @@ from latentwire.training.joining import joined
 from latentwire.training.preflight import Plan
 from latentwire.training.records import PHASES, StepRecord, peak_memory, settle
 from latentwire.training.reporting import Reporter
-from latentwire.training.run_folder import prepare
+from latentwire.training.run_folder import prepare, record
 from latentwire.training.saving import open_writer, place_at
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import open_source_for
@@ -96,6 +96,7 @@ def run(plan: Plan, settings: Settings, *, say: Callable[[str], None]) -> list[M
     with joined(plan) as groups, StopRequest() as stop:
         if groups.rank == 0:
             prepare(plan, wipe=True)
+            record(plan)
         own = _measure(plan, groups, settings, stop, say)
         gathered = gather_json(_as_tree(own), groups.world)
     return None if gathered is None else [_from_tree(tree) for tree in gathered]

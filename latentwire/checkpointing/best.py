@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentwire.checkpointing.commit import Step, published
+from latentwire.checkpointing.commit import Step, problems, step_at
 from latentwire.files import replace_json
 
 FILE = "best.json"
@@ -62,9 +62,13 @@ class Standing:
 
 
 def find(root: Path, best: Best) -> Step | None:
-    """The published step that ``best`` names, None when it is gone."""
-    at = (best.stage, best.step)
-    return next((step for step in published(root) if (step.stage, step.number) == at), None)
+    """The published step that ``best`` names, None when it is gone.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
+    step = step_at(root, best.stage, best.step)
+    return None if problems(step) else step
 
 
 def publish_best(root: Path, best: Best, *, metric: str) -> None:
@@ -80,6 +84,9 @@ def repair(root: Path, standing: Standing, *, metric: str) -> tuple[Standing, li
 
     Returns:
         The standing to go on with, and a message for everything that was mended.
+
+    Raises:
+        OSError: the best step cannot be read now.
     """
     path, messages = root / FILE, []
     if standing.best is not None and find(root, standing.best) is None:

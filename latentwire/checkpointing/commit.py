@@ -96,8 +96,14 @@ def problems(step: Step) -> list[str]:
         return [str(error)]
 
 
-def newest(root: Path) -> Step | None:
-    """The newest published step."""
+def newest(root: Path, *, strict: bool = False) -> Step | None:
+    """The newest published step.
+
+    Args:
+        strict: a step that cannot be read now is an OSError; it is passed over otherwise.
+    """
+    if strict:
+        return next((step for step in reversed(steps(root)) if not problems(step)), None)
     found = published(root)
     return found[-1] if found else None
 

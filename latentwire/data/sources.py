@@ -181,31 +181,27 @@ def check_source(
     It opens every split, so a local file is read in full, and a hub data set is downloaded.
     """
 
-    def contexts(split: Split) -> set[str]:
-        opened = open_source(
-            source=source,
-            path=path,
-            setting=setting,
-            split=split,
-            seed=seed,
-            validation_path=validation_path,
-            test_path=test_path,
-        )
-        if not isinstance(opened, LoadedSource):
-            return set()
-        return {document[0].context for document in opened.documents}
-
     try:
-        found = {split: contexts(split) for split in get_args(Split)}
+        for split in get_args(Split):
+            open_source(
+                source=source,
+                path=path,
+                setting=setting,
+                split=split,
+                seed=seed,
+                validation_path=validation_path,
+                test_path=test_path,
+            )
     except SourceError as error:
         return error.problems
-    files = {"validation": validation_path, "test": test_path}
-    return [
-        f"data.{split}_path: {file}: {len(shared)} of its {len(found[split])} contexts are trained "
-        "on as well, so that it would measure memory; take them out of one of the two"
-        for split, file in files.items()
-        if file is not None and (shared := found[split] & found["train"])
-    ]
+    return []
+
+
+def contexts_of(source: DataSource) -> set[str]:
+    """Every context of a split that is held in memory; generated splits share none."""
+    if not isinstance(source, LoadedSource):
+        return set()
+    return {examples[0].context for examples in source.documents}
 
 
 @functools.lru_cache(maxsize=256)
@@ -331,8 +327,12 @@ def _split_articles(
         return sum(size[key] for key in part) < _MIN_DOCUMENTS
 
     def chosen_of(number: int) -> dict[str, list[str]]:
-        parts = {name: keys[i * number : (i + 1) * number] for i, name in enumerate(parted)}
-        return {**parts, "train": keys[len(parted) * number :]}
+        parts = {
+            name: keys[i * number : (i + 1) * number] for i, name in enumerate(_HELD_OUT_SPLITS)
+        }
+        # Each has its place, whether the other is a file or not.
+        unused = [key for name, part in parts.items() if name not in parted for key in part]
+        return {**parts, "train": unused + keys[len(parts) * number :]}
 
     while len(keys) >= needed * (num_held_out + 1) and any(
         is_single(chosen_of(num_held_out)[name]) for name in parted

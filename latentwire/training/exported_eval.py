@@ -51,6 +51,11 @@ def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
         sharded.import_state(to_state(own, num_steps=0))
 
 
+def trained_with(folder: Path) -> Config:
+    """The configuration of the run that an export is of."""
+    return config_file.from_tree(exported.read_description(folder)["config"])
+
+
 def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
     """The configuration of an export, with overrides; by default a run of its own.
 

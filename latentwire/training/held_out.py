@@ -1,11 +1,15 @@
 """The held-out examples of a run, drawn before training so that a poor choice shows at once."""
 
+import logging
 from collections.abc import Sequence
 
 from latentwire.config import Config, ConfigError
+from latentwire.data.articles import SourceError
 from latentwire.data.example import Example
-from latentwire.data.sources import DataSource, Split, open_source
+from latentwire.data.sources import DataSource, Split, contexts_of, open_source
 from latentwire.evaluation.runner import held_out
+
+log = logging.getLogger(__name__)
 
 
 def open_split(config: Config, split: Split) -> DataSource:
@@ -87,19 +91,60 @@ def _draw(config: Config, key: str, samples: int, split: Split, need: str) -> li
     return examples
 
 
-def held_out_problems(config: Config, *, evaluation: bool) -> list[str]:
+def held_out_problems(config: Config, *, trained: Config | None, evaluation: bool) -> list[str]:
     """What is wrong with the draws; the data must have been checked.
 
     Args:
+        trained: the configuration that the wire is trained with, where it is known.
         evaluation: nothing is trained, so nothing is validated.
     """
-    found = []
+    found = [] if trained is None else leak_problems(config, trained, evaluation=evaluation)
     draws = (draw_evaluation,)
     for draw in draws if evaluation else (draw_validation, draw_health, *draws):
         try:
             draw(config)
         except ConfigError as error:
             found += error.problems
+    return found
+
+
+def leak_problems(config: Config, trained: Config, *, evaluation: bool) -> list[str]:
+    """Held-out texts that the wire was, or will be, trained on; the data must have been checked.
+
+    Args:
+        trained: the configuration that the wire is trained with.
+        evaluation: ``config`` evaluates only.
+    """
+    data = config.data
+    files: dict[Split, str | None] = {
+        "validation": data.validation_path,
+        "test": data.test_path,
+    }
+    if not evaluation:
+        splits = [split for split, file in files.items() if file is not None]
+    elif data == trained.data and config.run.seed == trained.run.seed:
+        return []  # it was refused there
+    else:
+        splits = [config.eval.split]
+    if not splits:
+        return []
+    try:
+        known = contexts_of(open_split(trained, "train"))
+    except SourceError as error:
+        log.warning("whether the wire was trained on these texts is not known: %s", error)
+        return []
+    found = []
+    for split in splits:
+        contexts = contexts_of(open_split(config, split))
+        if shared := contexts & known:
+            at = f"data.{split}_path: {files[split]}" if files[split] else f"eval.split: {split}"
+            mend = "take them out of one of the two"
+            if evaluation:
+                mend = "give the run's own data keys, or other texts"
+            found.append(
+                f"{at}: {len(shared)} of its {len(contexts)} contexts are trained on, so that it "
+                f"would measure memory; {mend}"
+            )
     return found
 
 

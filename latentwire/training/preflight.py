@@ -74,6 +74,7 @@ def preflight(
     overwrite: bool = False,
     evaluation: bool = False,
     exported: bool = False,
+    trained: Config | None = None,
     resume_from: str | None = None,
 ) -> Plan:
     """Checks the job against this machine.
@@ -84,6 +85,7 @@ def preflight(
         overwrite: with ``fresh``, an existing run will be deleted.
         evaluation: only an existing run is evaluated, so evaluation and data keys may differ.
         exported: its wire comes from an export, which holds the encoder.
+        trained: what an exported wire was trained with.
         resume_from: the step that the run goes on from, in place of its newest.
 
     Raises:
@@ -121,14 +123,16 @@ def preflight(
         if not any(problem.startswith(f"decoders.{name}.model:") for problem in found):
             found += prompt_problems(config, name, examples)
         problems += found
-    problems += data_problems or held_out_problems(config, evaluation=evaluation)
+    run_folder = Path(config.run.root) / config.run.tag
+    checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
+    if trained is None:
+        trained = recorded_config(run_folder, checkpoint_folder) if evaluation else config
+    problems += data_problems or held_out_problems(config, trained=trained, evaluation=evaluation)
     roots = {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     if config.teacher.cache and not evaluation:
         roots["teacher.folder"] = str(cache_folder(config))
     problems += _folder_problems(roots)
     problems += _stream_problems(config.diagnostics.diagnostic_log)
-    run_folder = Path(config.run.root) / config.run.tag
-    checkpoint_folder = Path(config.checkpoint.root) / config.run.tag
     for pair in _PAIRS:
         if (Path(config.checkpoint.root) / pair).resolve() == checkpoint_folder.resolve():
             problems.append(f"run.tag: '{pair}' is a folder of embedded models; choose another")

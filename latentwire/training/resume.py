@@ -20,6 +20,7 @@ from latentwire.distributed.messages import broadcast_json
 from latentwire.training.preflight import Plan
 from latentwire.training.stages import Stage
 from latentwire.training.status import FILES
+from latentwire.training.unreadable import agreed_first
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,12 @@ class Checkpoint:
 
 def agreed_newest(plan: Plan, groups: ProcessGroups) -> tuple[Step, Place] | None:
     """The newest step and its place in the run, the same on every rank. All must call."""
-    step = newest(plan.checkpoint_folder) if groups.rank == 0 else None
-    return _agreed_place(plan, groups, step)
 
+    def look() -> list[Any] | None:
+        step = newest(plan.checkpoint_folder, strict=True)
+        return None if step is None else [step.stage, step.number, place_tree(read_place(step))]
 
-def _agreed_place(
-    plan: Plan, groups: ProcessGroups, step: Step | None
-) -> tuple[Step, Place] | None:
-    """A step that rank 0 has found, and its place, on every rank. All must call."""
-    found = None
-    if groups.rank == 0 and step is not None:
-        found = [step.stage, step.number, place_tree(read_place(step))]
-    found = broadcast_json(found, groups.world)
+    found = agreed_first(look, groups.world, what=plan.checkpoint_folder)
     if found is None:
         return None
     stage, number, tree = found
@@ -63,13 +58,17 @@ def _agreed_place(
 
 def agreed_standing(plan: Plan, groups: ProcessGroups, place: Place | None) -> Standing:
     """The validations' standing to go on with, ``best.json`` brought in line. All must call."""
-    standing = place.validation if place else Standing()
-    if groups.rank == 0:
+    before = place.validation if place else Standing()
+
+    def repaired() -> dict[str, Any]:
         metric = plan.config.validation.metric
-        standing, messages = best.repair(plan.checkpoint_folder, standing, metric=metric)
+        standing, messages = best.repair(plan.checkpoint_folder, before, metric=metric)
         for message in messages:
             log.warning("%s", message)
-    return Standing.from_tree(broadcast_json(asdict(standing), groups.world))
+        return asdict(standing)
+
+    tree = agreed_first(repaired, groups.world, what=plan.checkpoint_folder)
+    return Standing.from_tree(tree)
 
 
 def chosen(plan: Plan, last: Step | None, best_one: Best | None) -> Checkpoint:
@@ -84,11 +83,17 @@ def agreed_best(plan: Plan, groups: ProcessGroups, best_one: Best | None) -> Bes
     """The best checkpoint, unless it could not be saved. All must call."""
     if best_one is None:
         return None
-    is_there = groups.rank == 0 and best.find(plan.checkpoint_folder, best_one) is not None
-    if broadcast_json(is_there, groups.world):
+    if _is_there(plan, groups, best_one):
         return best_one
     log.warning("the best checkpoint was not saved; the last one is evaluated")
     return None
+
+
+def _is_there(plan: Plan, groups: ProcessGroups, best_one: Best) -> bool:
+    root = plan.checkpoint_folder
+    return bool(
+        agreed_first(lambda: best.find(root, best_one) is not None, groups.world, what=root)
+    )
 
 
 def agreed_chosen(
@@ -102,8 +107,7 @@ def agreed_chosen(
     checkpoint = chosen(plan, last, best_one)
     if checkpoint.which == "last" or best_one is None:
         return checkpoint
-    is_there = groups.rank == 0 and best.find(plan.checkpoint_folder, best_one) is not None
-    if not broadcast_json(is_there, groups.world):
+    if not _is_there(plan, groups, best_one):
         raise ConfigError(
             [
                 f"eval.checkpoint: best, but stage {best_one.stage} step {best_one.step} is gone; "

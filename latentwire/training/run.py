@@ -16,6 +16,7 @@ from latentwire.checkpointing.manifest import read_manifest
 from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
+from latentwire.data.articles import SourceError
 from latentwire.data.example import Example
 from latentwire.data.padding import Padding
 from latentwire.decoders.identity import identity_problems
@@ -45,7 +46,7 @@ from latentwire.training.preflight import Plan, recorded_config
 from latentwire.training.prompt_checks import sample_documents
 from latentwire.training.reporting import Reporter
 from latentwire.training.resume import Checkpoint
-from latentwire.training.run_folder import log_to, prepare
+from latentwire.training.run_folder import log_to, prepare, record
 from latentwire.training.saving import open_writer, place_at, unit_groups
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import evaluate_into_folder, open_source_for, print_result
@@ -69,6 +70,8 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
     with joined(plan) as groups, StopRequest() as stop:
         _open_folder(plan, groups, wipe=wipe)
         found = agreed_start(plan.checkpoint_folder, groups.world, wanted=resume_from)
+        if groups.rank == 0:
+            record(plan)  # not before: a start that is refused leaves the run what it was
         step, place = found or (None, None)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
@@ -122,6 +125,8 @@ def evaluate_only(plan: Plan) -> Outcome:
         if groups.rank == 0:
             _tell_of_other_settings(plan)
         examples = draw_evaluation(config)
+        if groups.rank == 0:
+            _warn_of_shared(_validated_by_run(plan), examples)
         checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
         job = assemble(config, groups)
         frozen = FrozenCheck(job)
@@ -129,6 +134,15 @@ def evaluate_only(plan: Plan) -> Outcome:
             _check_decoders(checkpoint.step, identities(job, frozen.before))
         _load(checkpoint, job)
         return _evaluate(plan, job, frozen, examples, checkpoint, stop)
+
+
+def _validated_by_run(plan: Plan) -> list[Example]:
+    """What the run's best checkpoint was chosen on; nothing where that is not to be had here."""
+    before = recorded_config(plan.run_folder, plan.checkpoint_folder)
+    try:
+        return [] if before is None else draw_validation(before)
+    except (SourceError, ConfigError):
+        return []
 
 
 def _tell_of_other_settings(plan: Plan) -> None:

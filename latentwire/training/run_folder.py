@@ -28,7 +28,7 @@ _PACKAGES = (
 
 
 def prepare(plan: Plan, *, wipe: bool) -> None:
-    """Creates the run's folders on rank 0, with ``config.yaml`` and the link to the checkpoints."""
+    """Creates the run's folders on rank 0, with the link to the checkpoints."""
     if wipe:
         _empty(plan.run_folder)
         _empty(plan.checkpoint_folder)
@@ -39,15 +39,19 @@ def prepare(plan: Plan, *, wipe: bool) -> None:
     if link.is_symlink():
         link.unlink()
     link.symlink_to(plan.checkpoint_folder.resolve(), target_is_directory=True)
+
+
+def record(plan: Plan) -> None:
+    """Writes the run's ``config.yaml``: what it is from now on, for whoever continues it."""
     text = yaml.safe_dump(config_file.to_tree(plan.config), sort_keys=False)
     comment = "".join(f"# {line}\n" for line in environment())
     replace_text(plan.run_folder / "config.yaml", comment + text)
 
 
 def _empty(folder: Path) -> None:
-    """Removes everything but the lock, which this job holds."""
+    """Removes everything but locks, which this job holds."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == run_lock.FILE:
+        if path.suffix == run_lock.SUFFIX:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -13,7 +13,8 @@ from typing import IO
 
 from latentwire.config import ConfigError
 
-FILE = "run.lock"
+SUFFIX = ".lock"
+FILE = f"run{SUFFIX}"
 _WAIT_SECONDS = 5.0
 """A job that was just killed may take a moment to end."""
 _WAIT_FOR_ITSELF_SECONDS = 180.0
@@ -47,7 +48,8 @@ class RunLock:
             for key, folder in self._folders.items():
                 held.enter_context(_locked(folder / FILE, key=key, what=folder))
             for key, file in self._files.items():
-                beside = file.with_name(f"{file.name}.lock")
+                real = file.resolve()
+                beside = real.with_name(f"{real.name}{SUFFIX}")
                 held.enter_context(_locked(beside, key=key, what=file))
             self._held = held.pop_all()
         return self

@@ -5,9 +5,8 @@ wrong is refused, since what it would mean is the user's to say.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from latentwire.checkpointing import commit
 from latentwire.checkpointing.commit import Step
@@ -15,7 +14,7 @@ from latentwire.checkpointing.manifest import content_problems, read_manifest
 from latentwire.checkpointing.state import Place, place_from, place_tree, read_place
 from latentwire.config import ConfigError
 from latentwire.distributed.groups import Group
-from latentwire.distributed.messages import broadcast_json, gather_json
+from latentwire.training.unreadable import agreed, agreed_first
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +36,15 @@ def agreed_start(
 
     Raises:
         ConfigError: on every rank alike, naming files and what to do.
+        UnreadableError: on every rank alike, where a rank cannot read a file.
     """
-    if mends and world.rank == 0:
-        for path in commit.clean(root):
+
+    def candidates() -> dict[str, object]:
+        for path in commit.clean(root) if mends else ():
             log.info("removed %s, which an earlier attempt left unfinished", path)
-    every = commit.steps(root) if world.rank == 0 else []
-    names = broadcast_json(_candidates(root, every, wanted), world)
+        return _candidates(root, commit.steps(root), wanted)
+
+    names = agreed_first(candidates, world, what=root)
     if "problem" in names:
         raise ConfigError([names["problem"]])
     damaged: list[str] = []
@@ -58,8 +60,9 @@ def agreed_start(
         raise ConfigError(
             [f"{root}: every checkpoint is damaged; --fresh --overwrite starts the run anew"]
         )
-    if mends and world.rank == 0:
-        _put_aside(root, every, damaged, found[0] if found else None)
+    if mends:
+        start = found[0] if found else None
+        agreed_first(lambda: _put_aside(root, damaged, start), world, what=root)
     return found
 
 
@@ -85,9 +88,9 @@ def _agreed_verdict(
     step: Step, world: Group, *, others: Sequence[str], must_hold: bool
 ) -> tuple[Step, Place] | None:
     """The step with its place if it is whole, None if it is damaged. All must call."""
-    is_first = world.rank == 0
-    if refusals := _agreed(lambda: [commit.is_foreign(step)] if is_first else [], step, world):
-        raise ConfigError(refusals)
+    refusal = agreed_first(lambda: commit.is_foreign(step), world, what=step.path)
+    if refusal:
+        raise ConfigError([refusal])
     problems = agreed_problems(step, world)
     if problems:
         _report(step, problems, world)
@@ -95,7 +98,7 @@ def _agreed_verdict(
             older = ", ".join(others[:_SHOWN]) or "there is none"
             raise ConfigError([*problems[:_SHOWN], f"--resume-from: choose another step: {older}"])
         return None
-    place = broadcast_json(place_tree(read_place(step)) if world.rank == 0 else None, world)
+    place = agreed_first(lambda: place_tree(read_place(step)), world, what=step.path)
     return step, place_from(place)
 
 
@@ -103,7 +106,7 @@ def agreed_problems(step: Step, world: Group) -> list[str]:
     """What is wrong with a step, every byte of which all ranks together read. All must call.
 
     Raises:
-        ConfigError: on every rank alike, where a rank cannot read a file of it.
+        UnreadableError: on every rank alike, where a rank cannot read a file of it.
     """
 
     def own_problems() -> list[str]:
@@ -114,27 +117,10 @@ def agreed_problems(step: Step, world: Group) -> list[str]:
         own = sorted(manifest.files)[world.rank :: world.size]
         return content_problems(step.path, manifest, own)
 
-    found = _agreed(lambda: commit.problems(step) if world.rank == 0 else [], step, world)
-    return found or _agreed(own_problems, step, world)
-
-
-def _agreed(work: Callable[[], list[str]], step: Step, world: Group) -> list[str]:
-    """What all ranks have found, on every rank; what cannot be read is not damaged for that."""
-    said: dict[str, Any] = {"found": [], "unread": []}
-    try:
-        said["found"] = [line for line in work() if line]
-    except OSError as error:
-        said["unread"] = [
-            f"rank {world.rank} cannot read {error.filename or step.path}: "
-            f"{error.strerror or error}; {step.name} may be whole, so nothing was put aside: mend "
-            "the access, or choose another step"
-        ]
-    gathered = gather_json(said, world) or []
-    both = [[line for own in gathered for line in own[kind]] for kind in ("found", "unread")]
-    found, unread = broadcast_json(both, world)
-    if unread:
-        raise ConfigError(unread[:_SHOWN])
-    return list(found)
+    found: list[str] = agreed_first(lambda: commit.problems(step), world, what=step.path)
+    if not found:
+        found = [line for own in agreed(own_problems, world, what=step.path) for line in own]
+    return found
 
 
 def _report(step: Step, problems: Sequence[str], world: Group) -> None:
@@ -146,11 +132,9 @@ def _report(step: Step, problems: Sequence[str], world: Group) -> None:
         log.warning("CHECKPOINT %s IS DAMAGED and is not used", step.name)
 
 
-def _put_aside(
-    root: Path, every: Sequence[Step], damaged: Sequence[str], start: Step | None
-) -> None:
+def _put_aside(root: Path, damaged: Sequence[str], start: Step | None) -> None:
     """Makes way for the steps that the run will come to again."""
-    later = False
+    every, later = commit.steps(root), False
     for step in every:
         why = "damaged" if step.name in damaged else "superseded"
         if later or step.name in damaged:

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from latentwire.config import ConfigError
-from latentwire.diagnostics.reading import Tail, stream_path
+from latentwire.diagnostics.reading import Tail, rows, stream_path
 from latentwire.diagnostics.run_files import own_rows
+from latentwire.slurm import ATTEMPTS
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
 
@@ -51,7 +52,19 @@ class RunFolder:
         may_go_on = self.state == "preempted" or (
             self.state == "failed" and self.status.get("code") != _REFUSED
         )
-        return not self.status or (self.state in ENDED and not (self.waits and may_go_on))
+        is_waited_for = self.waits and may_go_on and not self._is_given_up()
+        return not self.status or (self.state in ENDED and not is_waited_for)
+
+    def _is_given_up(self) -> bool:
+        """Whether the scheduler's job has said, since the run ended, that it does not go on."""
+        try:
+            last = list(rows(self.path / ATTEMPTS))[-1:]
+        except OSError:
+            return False
+        return any(
+            row.get("requeued") is False and str(row.get("time")) >= str(self.status.get("time"))
+            for row in last
+        )
 
     @property
     def stages(self) -> list[StageProgress]:
@@ -67,13 +80,15 @@ class RunFolder:
     def look(self) -> None:
         """Reads what was written since the last look."""
         # The status first: a run that has ended has written all of its rows.
-        self.status = read_status(self.path)
+        status = read_status(self.path)
+        if status or not self.waits:  # a file server's bad moment ends no long watch
+            self.status = status
         self.num_steps = self._planned_steps()
         generation = self._tail.generation
-        rows = self._tail.poll()
+        found = self._tail.poll()
         if self._tail.generation != generation:
             self.model = RunModel()
-        self.model.add(own_rows(self.path, stream_path(self.path), rows))
+        self.model.add(own_rows(self.path, stream_path(self.path), found))
         generation = self._validations.generation
         found = self._validations.poll()
         if self._validations.generation != generation:

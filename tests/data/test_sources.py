@@ -120,8 +120,6 @@ def test_what_is_wrong_with_a_file_of_its_own_names_its_key(tmp_path: Path) -> N
     assert problem.startswith("data.test_path: ") and "none.jsonl" in problem
     (problem,) = problems("jsonl", path, validation_path=" ")
     assert problem.startswith("data.validation_path: the path is empty")
-    (problem,) = problems("jsonl", path, test_path=own_file(tmp_path, range(15, 25)))
-    assert problem.startswith("data.test_path: ") and "of its 10 contexts are trained on" in problem
     (problem,) = problems("profiles", None, test_path=path)
     assert problem.startswith("data.test_path: ") and "is generated" in problem
 

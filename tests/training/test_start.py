@@ -25,6 +25,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import start as start_module
 from latentwire.training.preflight import preflight, recorded_config
 from latentwire.training.start import agreed_start
+from latentwire.training.unreadable import UnreadableError
 
 TENSORS = "encoder/shard-00001-model-00001-of-00001.safetensors"
 
@@ -134,16 +135,23 @@ def unreadable_on_rank(rank: int, world_size: int, root: str, who: int, what: st
     world = ProcessGroups(layout, device=torch.device("cpu"), timeout=60).world
     with pytest.MonkeyPatch.context() as patch:
         if rank == who:
-            patch.setattr(commit if what == "problems" else start_module, what, fail)
+            patch.setattr(commit if hasattr(commit, what) else start_module, what, fail)
         try:
             agreed_start(Path(root), world)
-        except ConfigError as error:
+        except UnreadableError as error:
             return str(error)
     return ""
 
 
 @pytest.mark.parametrize(
-    ("who", "what"), [(0, "content_problems"), (1, "content_problems"), (0, "problems")]
+    ("who", "what"),
+    [
+        (0, "content_problems"),
+        (1, "content_problems"),
+        (0, "problems"),
+        (0, "steps"),
+        (0, "read_place"),
+    ],
 )
 def test_a_step_that_one_rank_cannot_read_is_refused_and_stays(
     who: int, what: str, tmp_path: Path
@@ -152,7 +160,7 @@ def test_a_step_that_one_rank_cannot_read_is_refused_and_stays(
     said = run_distributed(unreadable_on_rank, 2, str(tmp_path), who, what)
     assert said[0] == said[1]
     assert f"rank {who} cannot read {tmp_path}/it: Input/output error" in said[0]
-    assert newest.name in said[0] and "nothing was put aside" in said[0]
+    assert "nothing was put aside" in said[0]
     assert commit.published(tmp_path) == [older, newest]
 
 

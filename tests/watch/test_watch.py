@@ -255,6 +255,26 @@ def test_it_may_stay_through_a_preemption(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 0
 
 
+@pytest.mark.parametrize(
+    ("requeued", "when", "is_over"),
+    [(False, "12:00:01", True), (True, "12:00:01", False), (False, "11:00:00", False)],
+)
+def test_it_does_not_wait_for_a_job_that_is_not_queued_again(
+    requeued: bool, when: str, is_over: bool, tmp_path: Path
+) -> None:
+    run_at(tmp_path / "r")
+    at = "2026-01-01T{}+00:00"
+    status(tmp_path / "r", "preempted", time=at.format("12:00:00"))
+    line = {"time": at.format(when), "requeued": requeued}
+    (tmp_path / "r" / "attempts.jsonl").write_text(json.dumps(line) + "\n")
+    run = RunFolder(tmp_path / "r", waits=True)
+    run.look()
+    assert run.is_over == is_over
+    (tmp_path / "r" / "status.json").write_text("")
+    run.look()
+    assert run.state == "preempted", "a bad moment of the file server is no news"
+
+
 def test_in_a_terminal_it_draws(tmp_path: Path) -> None:
     run_at(tmp_path / "r", state="finished")
     near, far = pty.openpty()

@@ -170,7 +170,7 @@ def test_shares_of_the_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(points.os, "sched_getaffinity", lambda process: cores)
-    assert points._shares(workers) == expected
+    assert [slot.cores for slot in points._slots(workers)] == expected
 
 
 # --- order and failures

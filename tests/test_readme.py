@@ -107,7 +107,11 @@ def test_a_trainer_command_is_valid(
         )
     )
     squad = '{"context": "text %d", "qas": [{"question": "which?", "answers": [{"text": "%d"}]}]}'
-    for name, numbers in (("train-v1.1.json", range(30)), ("dev-v1.1.json", range(30, 40))):
+    for name, numbers in (
+        ("train-v1.1.json", range(30)),
+        ("dev-v1.1.json", range(30, 40)),
+        ("xquad.en.json", range(30)),
+    ):
         paragraphs = ",".join(
             f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in numbers
         )

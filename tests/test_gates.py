@@ -90,7 +90,7 @@ def test_loss_is_what_the_decoder_says_token_by_token(
     for reading in readings(name, pair, tmp_path):
         batch, own = reading.batch, reading.laid_out(reading.batch)
         prompt = own.latents_prompt
-        losses = token_losses(reading.decoder.answer_logits(prompt, reading.wire), prompt.targets)
+        losses = token_losses(reading.decoder.answer(prompt, reading.wire).logits, prompt.targets)
         for index, found in enumerate(losses.split(prompt.target_mask.sum(1).tolist())):
             alone = global_batch([batch.examples[index]], reading.prompts)
             wire = one_row(reading.wire, own.texts.index(batch.text_of[index]))

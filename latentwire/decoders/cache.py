@@ -6,12 +6,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.config import ConfigError
 from latentwire.wire.deep_prefix import CacheShape
 
 Rotation = Callable[[Tensor, Tensor], Tensor]
 """(keys [..., head_dim], positions [...]) -> the keys as they stand in the cache."""
+
+
+_OF_TOKENS = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Kinds of layers whose state is keys and values of tokens, which can be parted and masked."""
+
+
+def unfit_layers(config: Any) -> list[str]:
+    """Kinds of layers of a model whose state cannot be gone on from in parts: a recurrent or
+    convolutional one has taken in what is masked later, and rows of it cannot be chosen."""
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    return sorted(kind.__name__ for kind in kinds if kind not in _OF_TOKENS)
+
+
+def sliding_window(config: Any) -> int | None:
+    """Tokens that the layer with the shortest memory keeps; None where all keep every token."""
+    layers = DynamicCache(config=config).layers
+    sizes = [layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer]
+    return min(sizes, default=None)
 
 
 class Filled(Exception):  # noqa: N818

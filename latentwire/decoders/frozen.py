@@ -20,6 +20,7 @@ from latentwire.decoders.cache import (
     at_rest,
     cache_shape,
     rotation_of,
+    sliding_window,
 )
 from latentwire.decoders.constant_prefix import ConstantPrefix, Openings, without_prompt_learning
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
@@ -67,6 +68,7 @@ class FrozenDecoder:
         """That hold the model together; None where each rank has all of it."""
         self._embed = self.model.get_input_embeddings()
         self._table = None if ranks is None else ShardedTable(self._embed, ranks)
+        self._sliding = sliding_window(self.model.config)
         self._rotate = rotation_of(self.model)
         self._mask = partial(
             token_mask, takes_masks=self._rotate is not None and takes_masks(self.model)
@@ -100,8 +102,14 @@ class FrozenDecoder:
 
     @property
     def window(self) -> int:
-        """Longest sequence of the model in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        """Longest prompt in tokens.
+
+        Of a model with a sliding window half of that: the rows of a batch share columns, padding
+        between a short prefix and what follows it takes its part of the window, and so neither
+        prefixes nor what follows may be longer.
+        """
+        longest = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        return longest if self._sliding is None else min(longest, self._sliding // 2)
 
     @property
     def embedding_rms(self) -> float:
@@ -315,6 +323,12 @@ class FrozenDecoder:
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As ``continue_from``, with what ``Answered.last`` holds in place of logits."""
         context.mask = torch.cat([context.mask, mask], dim=1)
+        num_columns = context.mask.shape[1]
+        if self._sliding is not None and num_columns > self._sliding:
+            raise ValueError(
+                f"decoders.{self.name}: a batch of {num_columns} columns is beyond the model's "
+                f"sliding window of {self._sliding}; shorten questions or answers"
+            )
         first = 0 if self.constant is None else self.constant.length
         with self._updated(context.lora):
             output = self._through(

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from latentwire.config import Config, DecoderConfig, EncoderConfig
 from latentwire.data.hub import hub_problem, names_folder
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.decoders.cache import unfit_layers
 from latentwire.decoders.lora import LoraSlots
 from latentwire.decoders.sharded_loading import sharding_problems
 from latentwire.wire.backbones import make_backbone
@@ -57,6 +58,11 @@ def decoder_problems(config: Config, name: str) -> list[str]:
     found += _offset_problems(key, tokenizer, config)
     if tokenizer.eos_token_id is None:
         found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
+    if kinds := unfit_layers(model):
+        found.append(
+            f"{key}.model: {settings.model} has layers that keep no keys and values of every token "
+            f"({', '.join(kinds)}), and prompts are read in parts; give a model of attention layers"
+        )
     found += _layer_problems(config, key, getattr(model, "num_hidden_layers", None))
     if settings.quantization != "none" and getattr(model, "quantization_config", None) is not None:
         found.append(

@@ -61,7 +61,7 @@ def test_a_continuation_leaves_the_next_one_alone(
     decoder: FrozenDecoder, prompts: DecoderPrompts
 ) -> None:
     batch = text_batch([prompts.text(example) for example in EXAMPLES], pad=prompts.pad)
-    expected = decoder.answer_logits(batch)
+    expected = decoder.answer(batch).logits
     prefixes = decoder.read_prefixes(batch, None)
     rows = batch.prefix_of.tolist()
     for _ in range(2):
@@ -120,9 +120,9 @@ def test_a_leading_part_is_what_would_have_been_read_of_it(
         decoder.read_prefixes(whole, None), whole.prefix_of.tolist(), lengths=lengths, first=first
     )
     assert context.cache.get_seq_length() == context.mask.shape[1] == first + max(lengths)
-    found, expected = said(decoder, context, part), decoder.answer_logits(part)
+    found, expected = said(decoder, context, part), decoder.answer(part).logits
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
-    assert not torch.allclose(expected, decoder.answer_logits(whole), atol=1e-2), "it is shorter"
+    assert not torch.allclose(expected, decoder.answer(whole).logits, atol=1e-2), "it is shorter"
 
 
 def test_parts_are_not_shared_where_they_are_not_the_same(decoder: FrozenDecoder) -> None:

@@ -44,8 +44,8 @@ def losses(reference: jobs.SingleProcess, name: str) -> tuple[float, float]:
     own = decoder_batch(batch, prompts, reference.tokenizer, part=0, num_parts=1).latents_prompt
     none = text_batch([prompts.text(example, context="") for example in examples], pad=prompts.pad)
     with torch.no_grad():
-        found = decoder.answer_logits(own, reference.inject(name, batch))
-        plain = decoder.answer_logits(none)
+        found = decoder.answer(own, reference.inject(name, batch)).logits
+        plain = decoder.answer(none).logits
     return (
         float(token_losses(found, own.targets).mean()),
         float(token_losses(plain, none.targets).mean()),
@@ -101,11 +101,11 @@ def test_real_keys_and_values_through_it_are_the_text(decoder: FrozenDecoder) ->
     prompts = DecoderPrompts(decoder.tokenizer)
     with torch.no_grad():
         rows, wire, tokens = replayed(decoder)
-        found = decoder.answer_logits(prompt_batch(rows, pad=prompts.pad), wire)
-        expected = decoder.answer_logits(text_batch(tokens, pad=prompts.pad))
-        plain = decoder.answer_logits(
+        found = decoder.answer(prompt_batch(rows, pad=prompts.pad), wire).logits
+        expected = decoder.answer(text_batch(tokens, pad=prompts.pad)).logits
+        plain = decoder.answer(
             prompt_batch(rows, pad=prompts.pad), Injection(vectors=wire.vectors)
-        )
+        ).logits
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
         assert not torch.allclose(plain, expected, atol=1e-2)
         asked, said = (
@@ -134,7 +134,7 @@ def said(decoder: FrozenDecoder, wire: Injection) -> tuple[Tensor, Tensor]:
         prefix = PrefixRow(before=tokens.before, soft_row=index, num_soft=5)
         rows.append(PromptRow(prefix=prefix, after=tokens.after, answer=tokens.answer))
     with torch.no_grad():
-        logits = decoder.answer_logits(prompt_batch(rows, pad=prompts.pad), wire)
+        logits = decoder.answer(prompt_batch(rows, pad=prompts.pad), wire).logits
         asked = prompt_batch(rows, pad=prompts.pad, answers=False)
         return logits, greedy(decoder, asked, eos=prompts.eos, max_new_tokens=6, wire=wire)
 
@@ -168,7 +168,7 @@ def test_without_a_wire_the_constant_prefix_is_what_peft_makes_of_it(
     with torch.no_grad():
         expected = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
         prefixed = FrozenDecoder("prefixed", tuned, decoder.tokenizer)
-        found = prefixed.answer_logits(text_batch([prompt], pad=prompts.pad))
+        found = prefixed.answer(text_batch([prompt], pad=prompts.pad)).logits
     first = len(ids[0]) - len(prompt.answer) - 1
     torch.testing.assert_close(found, expected[first:-1], atol=2e-5, rtol=1e-4)
 

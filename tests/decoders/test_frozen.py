@@ -5,12 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import (
+    FalconH1Config,
+    Lfm2Config,
+    LlamaConfig,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import Carries, DecoderPrompts, PromptTokens
+from latentwire.decoders.cache import unfit_layers
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
 from latentwire.decoders.loading import load_decoder
@@ -50,9 +58,52 @@ def test_batched_prompts_equal_prompts_alone(decoder: FrozenDecoder, carries: Ca
     tokens = [prompts.text(example) for example in EXAMPLES]
     batch = text_batch(tokens, pad=prompts.pad)
     assert len(batch.prefix_ids) == (3 if carries == "context" else 4)
-    together = decoder.answer_logits(batch).detach()
+    together = decoder.answer(batch).logits.detach()
     expected = torch.cat([alone(decoder, prompt) for prompt in tokens])
     torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+
+
+def sliding(pair: Path, window: int) -> FrozenDecoder:
+    """A random model that sees ``window`` tokens back, with the pair's tokenizer."""
+    base = load_decoder(
+        "llama", DecoderConfig(model=str(pair / "llama")), dtype=torch.float32, device=CPU
+    )
+    torch.manual_seed(0)
+    settings = MistralConfig(
+        vocab_size=base.vocabulary,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        sliding_window=window,
+    )
+    return FrozenDecoder("mistral", MistralForCausalLM(settings), base.tokenizer)
+
+
+def test_a_sliding_window_bounds_the_prompts(pair: Path) -> None:
+    """Rows of a batch share columns: padding must not push tokens out of a row's window."""
+    assert sliding(pair, 8192).window == 4096
+    decoder = sliding(pair, 400)
+    assert decoder.window == 200
+    prompts = DecoderPrompts(decoder.tokenizer, window=decoder.window)
+    tokens = [prompts.text(example) for example in EXAMPLES]
+    batch = text_batch(tokens, pad=prompts.pad)
+    expected = torch.cat([alone(decoder, prompt) for prompt in tokens])
+    together = decoder.answer(batch).logits.detach()
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+    short = sliding(pair, batch.prefix_ids.shape[1] + 2)
+    with pytest.raises(
+        ValueError, match="mistral: a batch of .* beyond the model's sliding window"
+    ):
+        short.answer(batch)
+
+
+def test_layers_that_keep_no_tokens_are_known() -> None:
+    assert unfit_layers(LlamaConfig()) == unfit_layers(MistralConfig()) == []
+    assert unfit_layers(FalconH1Config()) == ["LinearAttentionAndFullAttentionLayer"]
+    assert unfit_layers(Lfm2Config(num_hidden_layers=2, layer_types=["conv", "full_attention"]))
 
 
 def test_loss_equals_cross_entropy_by_hand(decoder: FrozenDecoder) -> None:
@@ -60,7 +111,7 @@ def test_loss_equals_cross_entropy_by_hand(decoder: FrozenDecoder) -> None:
     prompts = DecoderPrompts(decoder.tokenizer)
     tokens = [prompts.text(example) for example in EXAMPLES]
     batch = text_batch(tokens, pad=prompts.pad)
-    loss = tf(token_losses(decoder.answer_logits(batch), batch.targets))
+    loss = tf(token_losses(decoder.answer(batch).logits, batch.targets))
     by_hand = 0.0
     for prompt in tokens:
         assert prompt.answer[-1] == decoder.tokenizer.eos_token_id
@@ -101,8 +152,8 @@ def test_replay_of_real_embeddings_gives_the_text_logits(
     prompts = DecoderPrompts(decoder.tokenizer, carries=carries)
     rows, soft, tokens = replay(decoder, prompts)
     batch = prompt_batch(rows, pad=prompts.pad)
-    latent = decoder.answer_logits(batch, Injection(vectors=soft)).detach()
-    text = decoder.answer_logits(text_batch(tokens, pad=prompts.pad)).detach()
+    latent = decoder.answer(batch, Injection(vectors=soft)).logits.detach()
+    text = decoder.answer(text_batch(tokens, pad=prompts.pad)).logits.detach()
     torch.testing.assert_close(latent, text, atol=2e-5, rtol=1e-4)
 
 
@@ -137,7 +188,7 @@ def test_gradient_reaches_the_soft_prompt_and_not_the_decoder(decoder: FrozenDec
     soft.requires_grad_(True)
     batch = prompt_batch(rows, pad=prompts.pad)
     tf(
-        token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets)
+        token_losses(decoder.answer(batch, Injection(vectors=soft)).logits, batch.targets)
     ).backward()
     assert soft.grad is not None
     for index, row in enumerate(rows):
@@ -171,5 +222,5 @@ def test_states_are_the_models_own(decoder: FrozenDecoder, layer: int) -> None:
             torch.testing.assert_close(own, expected, atol=2e-5, rtol=1e-4)
     tokens = [DecoderPrompts(decoder.tokenizer).text(example) for example in EXAMPLES[:1]]
     torch.testing.assert_close(
-        decoder.answer_logits(text_batch(tokens, pad=0)), alone(decoder, tokens[0])
+        decoder.answer(text_batch(tokens, pad=0)).logits, alone(decoder, tokens[0])
     )

@@ -66,7 +66,7 @@ def wired(decoder: FrozenDecoder) -> tuple[PromptBatch, Tensor]:
 def loss_and_gradient(decoder: FrozenDecoder) -> tuple[Tensor, Tensor]:
     """The loss of a batch of wires, and its gradient at them."""
     batch, soft = wired(decoder)
-    loss = tf(token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets))
+    loss = tf(token_losses(decoder.answer(batch, Injection(vectors=soft)).logits, batch.targets))
     (grad,) = torch.autograd.grad(loss, soft)
     return loss.detach(), grad
 
@@ -185,7 +185,7 @@ def test_recomputed_layers_change_nothing_and_keep_little(pair: Path, name: str,
         batch, soft = wired(decoder)
         with watched.hooks():
             loss = tf(
-                token_losses(decoder.answer_logits(batch, Injection(vectors=soft)), batch.targets)
+                token_losses(decoder.answer(batch, Injection(vectors=soft)).logits, batch.targets)
             )
         assert watched.runs == 4, "two layers read the prefix, and what follows it"
         loss.backward()

@@ -62,13 +62,13 @@ def trained_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[st
     prompts = job.prompts["qwen"]
     stage = jobs.make_stage(config)
     text = text_batch([prompts.text(e) for e in stage.plan(1).examples], pad=prompts.pad)
-    said = job.decoders["qwen"].answer_logits(text)
+    said = job.decoders["qwen"].answer(text).logits
     trainer = jobs.make_trainer(job)
     for step in range(1, 4):
         trainer.step(stage.plan(step))
     state = job.units["adapter_qwen"].export_state()
     ups = {k: float(whole_tensor(v).abs().max()) for k, v in state.weights.items() if ".up_" in k}
-    same = torch.equal(said, job.decoders["qwen"].answer_logits(text))
+    same = torch.equal(said, job.decoders["qwen"].answer(text).logits)
     differ = [n for n, d in job.decoders.items() if changed(before[n], fingerprint(d.model))]
     return {"ups": ups, "text unchanged": same, "changed": differ}
 

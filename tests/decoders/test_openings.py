@@ -117,8 +117,8 @@ def test_text_opens_with_it_too(decoder: FrozenDecoder, lengths: list[tuple[int,
     ]
     laid_out = prompt_batch(rows, pad=2)
     with torch.no_grad():
-        found = decoder.answer_logits(laid_out)
-        expected = decoder.answer_logits(replace(laid_out, constant=()))
+        found = decoder.answer(laid_out).logits
+        expected = decoder.answer(replace(laid_out, constant=())).logits
     assert (2, 3) in lengths
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
@@ -135,10 +135,10 @@ def test_with_updates_of_its_layers_a_decoder_reads_all(pair: Path) -> None:
     vectors = decoder.embedding_rms * torch.randn(2, 5, decoder.hidden_size)
     injections = [Injection(vectors=vectors), Injection(vectors=vectors, lora=updates)]
     with torch.no_grad():
-        decoder.answer_logits(batch(), injections[0])
-        found = [decoder.answer_logits(batch(), one) for one in injections]
+        decoder.answer(batch(), injections[0])
+        found = [decoder.answer(batch(), one).logits for one in injections]
         plain = replace(batch(), constant=())
-        expected = [decoder.answer_logits(plain, one) for one in injections]
+        expected = [decoder.answer(plain, one).logits for one in injections]
     assert (found[0] - found[1]).abs().max() > 1e-3
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)

@@ -186,7 +186,7 @@ def loss_gradient(decoder: FrozenDecoder) -> dict[str, Tensor]:
     row = PromptRow(
         prefix=PrefixRow(before=(1, 2), soft_row=0, num_soft=7), after=(3, 4), answer=(5, 6, 7)
     )
-    logits = decoder.answer_logits(prompt_batch([row], pad=0), Injection(vectors=soft))
+    logits = decoder.answer(prompt_batch([row], pad=0), Injection(vectors=soft)).logits
     (grad,) = torch.autograd.grad(logits.square().mean(), soft)
     return {"logits": logits.detach(), "grad": grad}
 

@@ -100,17 +100,17 @@ def test_a_trainer_command_is_valid(
     )
     if recipe == "squad_8b":
         return
-    (tmp_path / "my.jsonl").write_text(
-        "".join(
-            f'{{"context": "text {i}", "question": "which?", "answers": ["{i}"]}}\n'
-            for i in range(30)
+    for name in ("my.jsonl", "pieces.jsonl"):
+        (tmp_path / name).write_text(
+            "".join(
+                f'{{"context": "text {i}", "question": "which?", "answers": ["{i}"]}}\n'
+                for i in range(30)
+            )
         )
-    )
     squad = '{"context": "text %d", "qas": [{"question": "which?", "answers": [{"text": "%d"}]}]}'
     for name, numbers in (
         ("train-v1.1.json", range(30)),
         ("dev-v1.1.json", range(30, 40)),
-        ("xquad.en.json", range(30)),
     ):
         paragraphs = ",".join(
             f'{{"title": "{i}", "paragraphs": [{squad % (i, i)}]}}' for i in numbers

@@ -122,7 +122,7 @@ def _locked(plan: Plan, *, has_checkpoints: bool, trains: bool) -> AbstractConte
     """The run, for this job alone; rank 0 has it for all."""
     if process_groups.launch_rank() != 0:
         return nullcontext()
-    folders = {"run.tag": plan.run_folder}
+    folders = {"run.root": plan.run_folder}
     if has_checkpoints:
         folders["checkpoint.root"] = plan.checkpoint_folder
     is_shared = trains and plan.config.diagnostics.diagnostic_log is not None

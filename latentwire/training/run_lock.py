@@ -46,11 +46,11 @@ class RunLock:
     def __enter__(self) -> "RunLock":
         with ExitStack() as held:
             for key, folder in self._folders.items():
-                held.enter_context(_locked(folder / FILE, key=key, what=folder))
+                held.enter_context(_locked(folder / FILE, key=key, what=folder, choice="run.tag"))
             for key, file in self._files.items():
                 real = file.resolve()
                 beside = real.with_name(f"{real.name}{SUFFIX}")
-                held.enter_context(_locked(beside, key=key, what=file))
+                held.enter_context(_locked(beside, key=key, what=file, choice=key))
             self._held = held.pop_all()
         return self
 
@@ -58,7 +58,13 @@ class RunLock:
         self._held.close()
 
 
-def _locked(path: Path, *, key: str, what: Path) -> IO[str]:
+def _locked(path: Path, *, key: str, what: Path, choice: str) -> IO[str]:
+    """Takes one lock.
+
+    Args:
+        key: says where ``what`` is.
+        choice: the key that would choose another one.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -78,7 +84,9 @@ def _locked(path: Path, *, key: str, what: Path) -> IO[str]:
             if time.monotonic() > start + limit:
                 file.close()
                 raise ConfigError(
-                    [f"{key}: another job has {what} ({who}); wait for it, stop it, or set another"]
+                    [
+                        f"{choice}: another job has {what} ({who}); wait for it, stop it, or set another"
+                    ]
                 ) from None
             time.sleep(0.1)
     file.truncate(0)

@@ -85,7 +85,8 @@ def _locked(path: Path, *, key: str, what: Path, choice: str) -> IO[str]:
                 file.close()
                 raise ConfigError(
                     [
-                        f"{choice}: another job has {what} ({who}); wait for it, stop it, or set another"
+                        f"{choice}: another job has {what} ({who}); wait for it, stop it, or "
+                        "set another"
                     ]
                 ) from None
             time.sleep(0.1)

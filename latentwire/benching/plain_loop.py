@@ -178,7 +178,7 @@ class PlainLoop:
                 torch.cat(
                     [
                         decoder.embed(torch.tensor(asked.before, device=device, dtype=torch.long)),
-                        wire.vectors[index, :positions].to(decoder.embeddings.dtype),
+                        wire.vectors[index, :positions].to(decoder.inputs.whole.dtype),
                         decoder.embed(torch.tensor(behind, device=device)),
                     ]
                 )

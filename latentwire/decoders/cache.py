@@ -1,6 +1,5 @@
 """A decoder's cache of keys and values, as far as a deep prefix reaches into it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +8,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.config import ConfigError
+from latentwire.decoders.rotation import Rotation
 from latentwire.wire.deep_prefix import CacheShape
-
-Rotation = Callable[[Tensor, Tensor], Tensor]
-"""(keys [..., head_dim], positions [...]) -> the keys as they stand in the cache."""
-
 
 _OF_TOKENS = (DynamicLayer, DynamicSlidingWindowLayer)
 """Kinds of layers whose state is keys and values of tokens, which can be parted and masked."""
@@ -151,25 +147,3 @@ def at_rest(cache: Any, *, first: int, rotate: Rotation | None) -> list[tuple[Te
             keys = rotate(keys, -place)
         found.append((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)))
     return found
-
-
-def rotation_of(model: nn.Module) -> Rotation | None:
-    """How a decoder turns keys by their position, half a key against the other half; None where it
-    has no such module. Where it turns part of a key only, the additions stay as they are.
-
-    What is added to a key is turned along with it, so that it says the same wherever it stands.
-    """
-    modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    if len(modules) != 1:
-        return None
-    rotary = modules[0]
-
-    def rotate(keys: Tensor, place: Tensor) -> Tensor:
-        cosine, sine = rotary(keys, place[None])  # [1, length, rotated dimensions]
-        if cosine.shape[-1] != keys.shape[-1]:
-            return keys
-        half = keys.shape[-1] // 2
-        turned = torch.cat([-keys[..., half:], keys[..., :half]], dim=-1)
-        return keys * cosine + turned * sine
-
-    return rotate

@@ -19,15 +19,15 @@ from latentwire.decoders.cache import (
     add_to_cache,
     at_rest,
     cache_shape,
-    rotation_of,
     sliding_window,
 )
 from latentwire.decoders.constant_prefix import ConstantPrefix, Openings, without_prompt_learning
-from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
+from latentwire.decoders.copy_ranks import CopyRanks
+from latentwire.decoders.embeddings import InputEmbeddings
 from latentwire.decoders.head import taken_apart
 from latentwire.decoders.lora import LoraSlots
 from latentwire.decoders.masks import takes_masks, token_mask
-from latentwire.decoders.table_sums import table_sums
+from latentwire.decoders.rotation import Rotation, rotary_of, rotation_of
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
 from latentwire.wire.lora import Updates
@@ -66,28 +66,18 @@ class FrozenDecoder:
         self.lora = LoraSlots(self.model, lora_targets) if lora_targets else None
         self.ranks = ranks
         """That hold the model together; None where each rank has all of it."""
-        self._embed = self.model.get_input_embeddings()
-        self._table = None if ranks is None else ShardedTable(self._embed, ranks)
+        self.inputs = InputEmbeddings(self.model.get_input_embeddings(), ranks)
         self._sliding = sliding_window(self.model.config)
-        self._rotate = rotation_of(self.model)
+        self._rotary = rotary_of(self.model)
         self._mask = partial(
-            token_mask, takes_masks=self._rotate is not None and takes_masks(self.model)
+            token_mask, takes_masks=self._rotary is not None and takes_masks(self.model)
         )
         # A sharded model's layers are gathered by the forward of the whole only.
-        probe = torch.arange(8, device=self.device) % self.vocabulary
+        probe = torch.arange(8, device=self.device) % self.inputs.vocabulary
         self.head = taken_apart(name, self.model, self.embed(probe)) if ranks is None else None
         """That makes logits of states; None where only the whole model does."""
         # Ranks that hold a model together must read equally often, whatever each has kept.
         self._openings = Openings(self._opening, self.constant) if ranks is None else None
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self._embed.weight.shape[1])
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of input embeddings."""
-        return int(self._embed.weight.shape[0])
 
     @property
     def num_logits(self) -> int:
@@ -97,8 +87,7 @@ class FrozenDecoder:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self._embed.weight.device
-        return device
+        return self.inputs.device
 
     @property
     def window(self) -> int:
@@ -111,36 +100,9 @@ class FrozenDecoder:
         longest = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
         return longest if self._sliding is None else min(longest, self._sliding // 2)
 
-    @property
-    def embedding_rms(self) -> float:
-        """Root mean square of the input embeddings."""
-        return self._embedding_moments[0]
-
-    @property
-    def mean_embedding(self) -> Tensor:
-        """[hidden], fp32 on the host."""
-        return self._embedding_moments[1]
-
-    @cached_property
-    def _embedding_moments(self) -> tuple[float, Tensor]:
-        sums = table_sums(self.embeddings if self._table is None else self._table.own()).cpu()
-        if self.ranks is not None:
-            sums = self.ranks.total(sums)
-        square = sums[-1] / (self.vocabulary * self.hidden_size)
-        return float(square.sqrt()), (sums[:-1] / self.vocabulary).float()
-
-    @property
-    def embeddings(self) -> Tensor:
-        """The input embeddings [vocabulary, hidden]; of a sharded decoder a copy, gathered."""
-        if self._table is not None:
-            return self._table.whole()
-        weight: Tensor = self._embed.weight
-        return weight.detach()
-
     def embed(self, ids: Tensor) -> Tensor:
         """[...] token ids -> [..., hidden]."""
-        found: Tensor = self._embed(ids) if self._table is None else self._table.lookup(ids)
-        return found
+        return self.inputs(ids)
 
     def all_agree(self, flag: bool) -> bool:
         """Whether ``flag`` is true on every rank that must read as often as this one."""
@@ -160,16 +122,26 @@ class FrozenDecoder:
             ConfigError: the decoder's cache is not one a deep prefix can be added to.
         """
         return DecoderShape(
-            hidden_size=self.hidden_size,
-            embedding_rms=self.embedding_rms,
-            mean_embedding=self.mean_embedding,
+            hidden_size=self.inputs.hidden_size,
+            embedding_rms=self.inputs.rms,
+            mean_embedding=self.inputs.mean,
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )
 
+    @cached_property
+    def _rotate(self) -> Rotation | None:
+        """What is added to a key is turned along with it, so that it says the same wherever it
+        stands."""
+        if self._rotary is None:
+            return None
+        with torch.no_grad():
+            cache = self._filled(self.inputs.repeated(8))
+        return rotation_of(self.name, self._rotary, [layer.keys for layer in cache.layers])
+
     @torch.no_grad()
     def _cache_shape(self) -> CacheShape:
-        ids = torch.arange(64, device=self.device)[None] % self.vocabulary
+        ids = torch.arange(64, device=self.device)[None] % self.inputs.vocabulary
         output = self._through(self.embed(ids), use_cache=True)
         return cache_shape(self.name, output.past_key_values, num_tokens=ids.shape[1])
 

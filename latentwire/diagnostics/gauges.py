@@ -193,7 +193,7 @@ def _teachers_losses(job: Job, examples: Sequence[Example]) -> dict[str, dict[st
             "taught": float(losses.sum()),
             "taught_tokens": len(losses),
             "vocabulary": said.vocabulary,
-            "embedding_rms": job.decoders[name].embedding_rms,
+            "embedding_rms": job.decoders[name].inputs.rms,
         }
     return found
 

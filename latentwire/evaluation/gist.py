@@ -35,7 +35,7 @@ def _scores(
     decoder, prompts = job.decoders[name], job.prompts[name]
     length = job.config.gist.gist_len
     ids, mask = gist_targets(trained_on, prompts, gist_len=length)
-    counts = reconstruction.count_tokens(ids, mask, vocabulary=decoder.vocabulary)
+    counts = reconstruction.count_tokens(ids, mask, vocabulary=decoder.inputs.vocabulary)
     counts = counts.to(job.device)
     sums = dict.fromkeys(("num", "nll", "accuracy", "unigram_nll", "mean_embedding_nll"), 0.0)
     for batch in text_batches(job, name, examples):
@@ -45,7 +45,7 @@ def _scores(
             tensor.to(job.device) for tensor in gist_targets(batch.texts, prompts, gist_len=length)
         )
         real &= batch.counted[:, None]
-        table, scale = decoder.embeddings, wire.gist_scale
+        table, scale = decoder.inputs.whole, wire.gist_scale
         losses, right = reconstruction.gist(wire.gist, targets, real, table, scale)
         unigram = reconstruction.unigram_nll(counts, targets, real)
         mean = reconstruction.mean_embedding_nll(counts, targets, real, table, scale)

@@ -209,7 +209,7 @@ class _Part:
 
     def latent_align(self) -> Tensor:
         vectors, mask = self._soft_prompt()
-        return self._over_readers(alignment.latent_align(vectors, mask, self._decoder.embeddings))
+        return self._over_readers(alignment.latent_align(vectors, mask, self._decoder.inputs.whole))
 
     def manifold(self) -> Tensor:
         vectors, mask = self._soft_prompt()
@@ -220,7 +220,7 @@ class _Part:
         """Of the adapter's scale, which is the size of any of its vectors."""
         config = self.job.config.adapter
         size = self._wire.vectors[0, self._first].float().square().mean().sqrt()
-        scale = (size / self._decoder.embedding_rms).log()
+        scale = (size / self._decoder.inputs.rms).log()
         return alignment.scale_l2(scale, config.init_scale) * self._readers.sum()
 
     def gist(self) -> Tensor:
@@ -230,7 +230,7 @@ class _Part:
             part.to(self.job.device, non_blocking=True) for part in self._texts.gist_targets()
         )
         losses, _ = reconstruction.gist(
-            wire.gist, targets, mask, self._decoder.embeddings, wire.gist_scale
+            wire.gist, targets, mask, self._decoder.inputs.whole, wire.gist_scale
         )
         return self._over_readers(losses)
 
@@ -270,7 +270,7 @@ _STATISTICS: WeakKeyDictionary[FrozenDecoder, tuple[Tensor, Tensor]] = WeakKeyDi
 def _statistics(decoder: FrozenDecoder) -> tuple[Tensor, Tensor]:
     """Of the input embeddings, which never change."""
     if decoder not in _STATISTICS:
-        _STATISTICS[decoder] = alignment.embedding_statistics(decoder.embeddings)
+        _STATISTICS[decoder] = alignment.embedding_statistics(decoder.inputs.whole)
     return _STATISTICS[decoder]
 
 

@@ -66,8 +66,8 @@ def one_step(decoder: FrozenDecoder, step: int, *, tokens: int) -> None:
     text, wire, length = batches(step, tokens=tokens)
     with torch.no_grad():
         decoder.answer(text.to(decoder.device))
-    vectors = torch.randn(CONTEXTS, length, decoder.hidden_size, device=decoder.device)
-    vectors = (decoder.embedding_rms * vectors).requires_grad_()
+    vectors = torch.randn(CONTEXTS, length, decoder.inputs.hidden_size, device=decoder.device)
+    vectors = (decoder.inputs.rms * vectors).requires_grad_()
     said = decoder.answer(wire.to(decoder.device), Injection(vectors=vectors))
     said.logits.logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
 

@@ -39,7 +39,9 @@ def read(decoder: FrozenDecoder, *, size: int) -> dict[str, Tensor]:
     shape = decoder.shape(with_cache=True).cache
     assert shape is not None
     torch.manual_seed(size)
-    vectors = (decoder.embedding_rms * torch.randn(2, size, decoder.hidden_size)).requires_grad_()
+    vectors = (
+        decoder.inputs.rms * torch.randn(2, size, decoder.inputs.hidden_size)
+    ).requires_grad_()
     added = torch.randn(2, size, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
     wire = Injection(vectors=vectors, added=added.requires_grad_())
     said = decoder.answer(prompt_batch(rows, pad=2), wire)

@@ -72,7 +72,7 @@ def replayed(decoder: FrozenDecoder) -> tuple[list[PromptRow], Injection, list]:
     prompts = DecoderPrompts(decoder.tokenizer)
     tokens = [prompts.text(example) for example in EXAMPLES]
     longest = max(len(prompt.slot) for prompt in tokens)
-    vectors = torch.zeros(len(tokens), longest, decoder.hidden_size)
+    vectors = torch.zeros(len(tokens), longest, decoder.inputs.hidden_size)
     rows = []
     for index, example in enumerate(EXAMPLES):
         wire = prompts.wire(example)
@@ -121,7 +121,9 @@ def wires(decoder: FrozenDecoder, seed: int) -> Injection:
     assert shape is not None
     generator = torch.Generator().manual_seed(seed)
     size = (2, 5, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
-    vectors = decoder.embedding_rms * torch.randn(2, 5, decoder.hidden_size, generator=generator)
+    vectors = decoder.inputs.rms * torch.randn(
+        2, 5, decoder.inputs.hidden_size, generator=generator
+    )
     return Injection(vectors=vectors, added=torch.randn(size, generator=generator))
 
 

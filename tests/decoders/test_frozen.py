@@ -70,7 +70,7 @@ def sliding(pair: Path, window: int) -> FrozenDecoder:
     )
     torch.manual_seed(0)
     settings = MistralConfig(
-        vocab_size=base.vocabulary,
+        vocab_size=base.inputs.vocabulary,
         hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -131,7 +131,7 @@ def replay(
     """The text prompts again, their slots' real embeddings given as soft prompts."""
     tokens = [prompts.text(example) for example in EXAMPLES]
     longest = max(len(prompt.slot) for prompt in tokens)
-    soft = torch.zeros(len(tokens), longest, decoder.hidden_size)
+    soft = torch.zeros(len(tokens), longest, decoder.inputs.hidden_size)
     embed = decoder.model.get_input_embeddings()
     rows = []
     for index, (prompt, example) in enumerate(zip(tokens, EXAMPLES, strict=True)):

@@ -37,7 +37,7 @@ def test_logits_are_those_of_the_whole_model(pair: Path) -> None:
     with torch.no_grad():
         expected = decoder.model(input_ids=ids).logits[0, 4:6]
         said = decoder.answer(prompt_batch([row(6, 7)], pad=0))
-    assert said.last.shape == (2, decoder.hidden_size)
+    assert said.last.shape == (2, decoder.inputs.hidden_size)
     torch.testing.assert_close(said.logits, expected, atol=2e-5, rtol=1e-4)
 
 

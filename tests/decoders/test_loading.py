@@ -59,7 +59,7 @@ def wired(decoder: FrozenDecoder) -> tuple[PromptBatch, Tensor]:
         prefix = PrefixRow(before=wire.before, soft_row=index, num_soft=7)
         rows.append(PromptRow(prefix=prefix, after=wire.after, answer=wire.answer))
     torch.manual_seed(0)
-    soft = decoder.embedding_rms * torch.randn(len(EXAMPLES), 7, decoder.hidden_size)
+    soft = decoder.inputs.rms * torch.randn(len(EXAMPLES), 7, decoder.inputs.hidden_size)
     return prompt_batch(rows, pad=prompts.pad), soft.requires_grad_(True)
 
 

@@ -54,7 +54,7 @@ def wire(decoder: FrozenDecoder) -> Injection:
     assert shape is not None
     torch.manual_seed(1)
     size = (2, 5, shape.num_layers, 2, shape.num_kv_heads, shape.head_dim)
-    vectors = decoder.embedding_rms * torch.randn(2, 5, decoder.hidden_size)
+    vectors = decoder.inputs.rms * torch.randn(2, 5, decoder.inputs.hidden_size)
     return Injection(vectors=vectors.requires_grad_(), added=torch.randn(size).requires_grad_())
 
 
@@ -132,7 +132,7 @@ def test_with_updates_of_its_layers_a_decoder_reads_all(pair: Path) -> None:
         name: (torch.randn(2, num_in), torch.randn(num_out, 2))
         for name, (num_in, num_out) in decoder.lora.features.items()
     }
-    vectors = decoder.embedding_rms * torch.randn(2, 5, decoder.hidden_size)
+    vectors = decoder.inputs.rms * torch.randn(2, 5, decoder.inputs.hidden_size)
     injections = [Injection(vectors=vectors), Injection(vectors=vectors, lora=updates)]
     with torch.no_grad():
         decoder.answer(batch(), injections[0])

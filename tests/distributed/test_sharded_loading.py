@@ -64,12 +64,14 @@ def made_on_rank(rank: int, world_size: int, folders: dict[str, str]) -> dict[st
         found[f"{name}/units"] = torch.tensor(
             sum(isinstance(module, FSDPModule) for module in model.modules())
         )
-        found[f"{name}/rms"] = torch.tensor(decoder.embedding_rms)
-        found[f"{name}/mean"] = decoder.mean_embedding
-        ids = torch.arange(7 + rank)[None] % decoder.vocabulary  # ranks ask for unequal numbers
+        found[f"{name}/rms"] = torch.tensor(decoder.inputs.rms)
+        found[f"{name}/mean"] = decoder.inputs.mean
+        ids = (
+            torch.arange(7 + rank)[None] % decoder.inputs.vocabulary
+        )  # ranks ask for unequal numbers
         table = model.get_input_embeddings().weight.full_tensor()
         assert torch.equal(decoder.embed(ids), table[ids])
-        assert torch.equal(decoder.embeddings, table)
+        assert torch.equal(decoder.inputs.whole, table)
     return {key: tensor.contiguous() for key, tensor in found.items()}
 
 
@@ -104,8 +106,8 @@ def test_ranks_hold_together_what_one_would(world_size: int, pair: Path, tmp_pat
                 found = rank[f"{name}:{key}"]
                 assert found.dtype == tensor.dtype, key
                 assert torch.equal(found, tensor), key
-            assert float(rank[f"{name}/rms"]) == pytest.approx(decoder.embedding_rms, rel=1e-7)
-            torch.testing.assert_close(rank[f"{name}/mean"], decoder.mean_embedding)
+            assert float(rank[f"{name}/rms"]) == pytest.approx(decoder.inputs.rms, rel=1e-7)
+            torch.testing.assert_close(rank[f"{name}/mean"], decoder.inputs.mean)
         number = sum(p.numel() for p in decoder.model.parameters())
         assert sum(int(rank[f"{name}/own"]) for rank in ranks) == number
         assert max(int(rank[f"{name}/own"]) for rank in ranks) < 1.1 * number / world_size
@@ -182,7 +184,7 @@ NF4_SIZES = {"hidden_size": 64, "intermediate_size": 192, "num_attention_heads":
 def loss_gradient(decoder: FrozenDecoder) -> dict[str, Tensor]:
     """Logits after a wire of seven vectors, and a loss's gradient at it."""
     torch.manual_seed(0)
-    soft = torch.randn(1, 7, decoder.hidden_size, requires_grad=True)
+    soft = torch.randn(1, 7, decoder.inputs.hidden_size, requires_grad=True)
     row = PromptRow(
         prefix=PrefixRow(before=(1, 2), soft_row=0, num_soft=7), after=(3, 4), answer=(5, 6, 7)
     )

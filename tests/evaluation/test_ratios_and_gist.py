@@ -206,7 +206,7 @@ def test_gist_is_scored_beside_frequencies(found: dict[str, Any], overrides: lis
     for name, scores in found["gists"].items():
         prompts = reference.prompts[name]
         counts = Counter(t for text in TRAINED_ON for t in prompts.plain_ids(text)[:GIST_LEN])
-        vocabulary = len(reference.decoders[name].embeddings)
+        vocabulary = len(reference.decoders[name].inputs.whole)
         whole = counts.total() + vocabulary
         targets = [t for text in texts for t in prompts.plain_ids(text)[:GIST_LEN]]
         by_hand = [-math.log((counts[token] + 1) / whole) for token in targets]

@@ -1,0 +1,122 @@
+"""Models of other families, small and random: what is read through parts is what the whole model
+reads, and a deep prefix says the same wherever it stands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from test_deep_prefix import EXAMPLES, replayed
+
+from latentwire.config import DecoderConfig
+from latentwire.data.batch import prompt_batch
+from latentwire.data.loader import text_batch
+from latentwire.data.prompts import DecoderPrompts
+from latentwire.decoders.frozen import FrozenDecoder
+from latentwire.decoders.generation import greedy
+from latentwire.decoders.loading import load_decoder
+
+_COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("Cohere", {}),  # neighbours turned against each other
+    "falcon": ("Falcon", {"num_ln_in_parallel_attn": 1}),
+    "gemma": ("Gemma", {"head_dim": 8}),  # scales its embeddings
+    "glm": ("Glm", {"head_dim": 8, "partial_rotary_factor": 0.5}),  # neighbours, and half a key
+    "gpt2": ("GPT2", _GPT2),  # learned positions
+    "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.25}),  # a quarter of a key
+    "granite": ("Granite", {"embedding_multiplier": 3.0, "logits_scaling": 2.0}),
+    "mixtral": ("Mixtral", {"num_local_experts": 2}),
+    "olmo2": ("Olmo2", {}),  # normalises keys
+    "opt": ("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "phi": ("Phi", {"partial_rotary_factor": 0.5}),  # half a key
+    "phi3": ("Phi3", {}),  # keys and values from one projection
+    "qwen3": ("Qwen3", {"head_dim": 8}),
+    "stablelm": ("StableLm", {"partial_rotary_factor": 0.25}),
+    "starcoder2": ("Starcoder2", {"sliding_window": None}),
+}
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def decoder(pair: Path, request: pytest.FixtureRequest) -> FrozenDecoder:
+    base = load_decoder(
+        "base",
+        DecoderConfig(model=str(pair / "llama")),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    family, own = FAMILIES[request.param]
+    settings = _COMMON | own | {"vocab_size": base.inputs.vocabulary}
+    torch.manual_seed(0)
+    config = getattr(hf, f"{family}Config")(**settings)
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for parameter in model.parameters():  # of the size that training gives them
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+    return FrozenDecoder(request.param, model, base.tokenizer)
+
+
+@torch.no_grad()
+def test_text_is_read_as_the_whole_model_reads_it(decoder: FrozenDecoder) -> None:
+    prompts = DecoderPrompts(decoder.tokenizer)
+    texts = [prompts.text(example) for example in EXAMPLES]
+    found = decoder.answer(text_batch(texts, pad=prompts.pad)).logits.split(
+        [len(text.answer) for text in texts]
+    )
+    for text, logits in zip(texts, found, strict=True):
+        asked = [*text.before, *text.slot, *text.after]
+        ids = torch.tensor([[*asked, *text.answer]])
+        whole = decoder.model(input_ids=ids).logits[0, len(asked) - 1 : -1]
+        torch.testing.assert_close(logits, whole, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_text_through_the_wires_way_is_the_text(decoder: FrozenDecoder) -> None:
+    prompts = DecoderPrompts(decoder.tokenizer)
+    rows, wire, tokens = replayed(decoder)
+    batch, text = prompt_batch(rows, pad=prompts.pad), text_batch(tokens, pad=prompts.pad)
+    expected = decoder.answer(text).logits
+    torch.testing.assert_close(decoder.answer(batch, wire).logits, expected, atol=1e-3, rtol=1e-3)
+    asked = prompt_batch(rows, pad=prompts.pad, answers=False)
+    said = text_batch(tokens, pad=prompts.pad, answers=False)
+    through = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=6, wire=wire)
+    assert torch.equal(through, greedy(decoder, said, eos=prompts.eos, max_new_tokens=6))
+
+
+@torch.no_grad()
+def test_keys_come_to_rest(decoder: FrozenDecoder) -> None:
+    """A vector repeated has the same states everywhere, and so the same keys before they turn."""
+    rotate = decoder._rotate
+    cache = decoder._filled(decoder.inputs.repeated(6))
+    if decoder.name in ("gpt2", "opt"):
+        assert rotate is None, "positions are added to its inputs"
+        return
+    assert rotate is not None
+    for layer in cache.layers:
+        keys = layer.keys
+        resting = rotate(keys, -torch.arange(6))
+        torch.testing.assert_close(
+            resting, resting[..., :1, :].expand_as(resting), atol=1e-3, rtol=1e-3
+        )
+        assert not torch.allclose(keys, keys[..., :1, :].expand_as(keys), atol=1e-1)
+
+
+@torch.no_grad()
+def test_inputs_are_known_as_the_model_gets_them(decoder: FrozenDecoder) -> None:
+    ids = torch.arange(decoder.inputs.vocabulary)
+    every = decoder.model.get_input_embeddings()(ids)
+    torch.testing.assert_close(decoder.inputs.whole, every)
+    assert decoder.inputs.rms == pytest.approx(float(every.square().mean().sqrt()), rel=1e-5)
+    torch.testing.assert_close(decoder.inputs.mean, every.mean(0), atol=1e-5, rtol=1e-4)

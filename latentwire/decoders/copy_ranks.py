@@ -69,17 +69,18 @@ class ShardedTable:
     """The input embeddings of a sharded model.
 
     Args:
-        embed: an ``nn.Embedding`` whose weight is sharded by rows.
+        embed: an embedding whose weight is sharded by rows.
+        scale: what it multiplies the rows with.
     """
 
-    def __init__(self, embed: Any, ranks: CopyRanks) -> None:
-        self._embed, self._ranks = embed, ranks
+    def __init__(self, embed: Any, ranks: CopyRanks, *, scale: float) -> None:
+        self._embed, self._ranks, self._scale = embed, ranks, scale
 
     def lookup(self, ids: Tensor) -> Tensor:
         """[...] token ids -> [..., hidden]. All ranks must call, each with ids of its own."""
         weight = self._embed.weight
         if not isinstance(weight, DTensor):  # tied to an output layer that is whole at present
-            return F.embedding(ids, weight)
+            return self._scaled(F.embedding(ids, weight))
         own, ranks = weight.to_local(), self._ranks
         longest = ranks.largest(ids.numel())
         asked = F.pad(ids.flatten(), (0, longest - ids.numel()))
@@ -95,21 +96,24 @@ class ShardedTable:
         # One rank has the vector and all others zeros, so nothing is rounded.
         mine = found.new_empty(longest, own.shape[1])
         _reduce_scatter(mine, found, group=group)
-        return mine[: ids.numel()].view(*ids.shape, -1)
+        return self._scaled(mine[: ids.numel()].view(*ids.shape, -1))
 
     def whole(self) -> Tensor:
         """All of them [vocabulary, hidden], for as long as the result lives. All must call."""
         weight = self._embed.weight.detach()
         if isinstance(weight, DTensor):
-            return weight.full_tensor()
-        whole: Tensor = weight.clone()  # the memory of the gathered one is let go of
-        return whole
+            return self._scaled(weight.full_tensor())
+        # A copy: the memory of the gathered one is let go of.
+        return self._scaled(weight.clone())
 
     def own(self) -> Tensor:
         """The rows that this rank holds."""
         weight = self._embed.weight.detach()
         assert isinstance(weight, DTensor), "no forward has run yet"
-        return weight.to_local()
+        return self._scaled(weight.to_local())
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        return rows if self._scale == 1 else rows * self._scale
 
 
 class _Weight:

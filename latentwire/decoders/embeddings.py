@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
 
@@ -20,8 +19,11 @@ class InputEmbeddings:
 
     def __init__(self, embed: Any, ranks: CopyRanks | None) -> None:
         self._embed, self._ranks = embed, ranks
-        self._table = None if ranks is None else ShardedTable(embed, ranks)
-        self._scale = _scale_of(embed)
+        self._scale = scale_of(embed)
+        self._table = None
+        if ranks is not None:
+            assert self._scale is not None, "others are refused before they load"
+            self._table = ShardedTable(embed, ranks, scale=self._scale)
 
     @property
     def hidden_size(self) -> int:
@@ -40,16 +42,24 @@ class InputEmbeddings:
     def __call__(self, ids: Tensor) -> Tensor:
         """[...] token ids -> [..., hidden]."""
         if self._table is not None:
-            return self._scaled(self._table.lookup(ids))
+            return self._table.lookup(ids)
         found: Tensor = self._embed(ids)
         return found
 
     @property
     def whole(self) -> Tensor:
-        """All of them [vocabulary, hidden]; of a sharded or scaling module a copy."""
+        """All of them [vocabulary, hidden]; of a sharded table a copy, gathered."""
         if self._table is not None:
-            return self._scaled(self._table.whole())
-        return self._scaled(self._embed.weight.detach())
+            return self._table.whole()
+        weight: Tensor = self._embed.weight
+        return weight.detach() if self._scale == 1 else self._looked_up
+
+    @cached_property
+    @torch.no_grad()
+    def _looked_up(self) -> Tensor:
+        """Of a module that does more than choose rows of its weight."""
+        every = torch.arange(self.vocabulary, device=self.device)
+        return torch.cat([self(ids) for ids in every.split(1024)])
 
     def repeated(self, times: int) -> Tensor:
         """[1, times, hidden]: one vector like an embedding, and like none in particular."""
@@ -68,25 +78,34 @@ class InputEmbeddings:
 
     @cached_property
     def _moments(self) -> tuple[float, Tensor]:
-        own = self._embed.weight.detach() if self._table is None else self._table.own()
+        own = self.whole if self._table is None else self._table.own()
         sums = table_sums(own).cpu()
         if self._ranks is not None:
             sums = self._ranks.total(sums)
         square = sums[-1] / (self.vocabulary * self.hidden_size)
-        mean = (sums[:-1] / self.vocabulary).float()
-        return float(square.sqrt()) * abs(self._scale), mean * self._scale
-
-    def _scaled(self, rows: Tensor) -> Tensor:
-        return rows if self._scale == 1 else rows * self._scale
+        return float(square.sqrt()), (sums[:-1] / self.vocabulary).float()
 
 
 @torch.no_grad()
-def _scale_of(embed: Any) -> float:
-    """What a module multiplies the rows of its table with, in the table's precision."""
+def scale_of(embed: Any) -> float | None:
+    """What a module multiplies the rows of its table with, in the table's precision; None where
+    it does something else with them. Its table may be without memory."""
     weight = embed.weight
-    ones = torch.ones(1, 1, dtype=weight.dtype, device=weight.device).expand(weight.shape)
-    ids = torch.zeros(1, dtype=torch.long, device=weight.device)
-    return float(functional_call(embed, {"weight": ones}, (ids,))[0, 0])
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    row = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    row = row.to(device, weight.dtype)
+    ids = torch.zeros(1, dtype=torch.long, device=device)
+    # The class's own code on tables of one row, clear of what sharding hangs on the module.
+    own = embed._parameters
+    try:
+        found = []
+        for like in (torch.ones_like(row), row):
+            embed._parameters = own | {"weight": like.expand(weight.shape)}
+            found.append(type(embed).forward(embed, ids))
+    finally:
+        embed._parameters = own
+    scale = float(found[0][0, 0])
+    return scale if torch.equal(found[1], row * scale) else None
 
 
 def table_sums(table: Tensor, *, chunk: int = 1024) -> Tensor:

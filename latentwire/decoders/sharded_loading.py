@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.decoders.copy_ranks import CopyRanks, keep_whole_in_backward
+from latentwire.decoders.embeddings import scale_of
 from latentwire.decoders.nf4_rows import BLOCK, Nf4Rows, hold_in_nf4, quantised_rows
 from latentwire.decoders.weight_files import WeightFiles, has_adapter
 from latentwire.wire.backbones import transformer_layers
@@ -86,7 +87,7 @@ def sharding_problems(
     layers, embed = transformer_layers(model), model.get_input_embeddings()
     if not layers:
         found.append("does not say which of its modules are layers")
-    if type(embed).forward is not nn.Embedding.forward:
+    if scale_of(embed) is None:
         found.append(f"looks its tokens up in a {type(embed).__name__} of its own")
     if dtype != torch.float32 and getattr(model, "_keep_in_fp32_modules_strict", None):
         found.append(f"keeps some of its weights in fp32 beside {dtype}")

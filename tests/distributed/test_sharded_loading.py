@@ -11,7 +11,14 @@ from anonymous import AnonymousPeak, anonymous_bytes
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+)
 
 from latentwire.config import ConfigError, DecoderConfig
 from latentwire.data.batch import PrefixRow, PromptRow, prompt_batch
@@ -66,12 +73,9 @@ def made_on_rank(rank: int, world_size: int, folders: dict[str, str]) -> dict[st
         )
         found[f"{name}/rms"] = torch.tensor(decoder.inputs.rms)
         found[f"{name}/mean"] = decoder.inputs.mean
-        ids = (
-            torch.arange(7 + rank)[None] % decoder.inputs.vocabulary
-        )  # ranks ask for unequal numbers
-        table = model.get_input_embeddings().weight.full_tensor()
-        assert torch.equal(decoder.embed(ids), table[ids])
-        assert torch.equal(decoder.inputs.whole, table)
+        # Ranks ask for unequal numbers.
+        found[f"{name}/looked up"] = decoder.embed(torch.arange(7 + rank)[None])
+        found[f"{name}/table"] = decoder.inputs.whole
     return {key: tensor.contiguous() for key, tensor in found.items()}
 
 
@@ -85,7 +89,14 @@ def variants(pair: Path, root: Path) -> dict[str, str]:
         model.save_pretrained(root / name, max_shard_size=size)
         found[name] = str(root / name)
     assert len(list((root / "indexed").glob("model-*.safetensors"))) > 2
-    for folder in ("untied", "indexed"):
+    settings = {"vocab_size": model.config.vocab_size, "head_dim": 8, "pad_token_id": 0}
+    settings |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for name, is_tied in (("scaled tied", True), ("scaled bf16", False)):
+        config = GemmaConfig(**settings, tie_word_embeddings=is_tied)
+        GemmaForCausalLM(config).save_pretrained(root / name)
+        found[name] = str(root / name)
+    for folder in ("untied", "indexed", "scaled tied", "scaled bf16"):
         for file in (pair / "llama").glob("tokenizer*"):
             shutil.copy(file, root / folder / file.name)
     return found
@@ -108,6 +119,10 @@ def test_ranks_hold_together_what_one_would(world_size: int, pair: Path, tmp_pat
                 assert torch.equal(found, tensor), key
             assert float(rank[f"{name}/rms"]) == pytest.approx(decoder.inputs.rms, rel=1e-7)
             torch.testing.assert_close(rank[f"{name}/mean"], decoder.inputs.mean)
+            assert torch.equal(rank[f"{name}/table"], decoder.inputs.whole)
+        for index, rank in enumerate(ranks):
+            own = decoder.embed(torch.arange(7 + index)[None])
+            assert torch.equal(rank[f"{name}/looked up"], own)
         number = sum(p.numel() for p in decoder.model.parameters())
         assert sum(int(rank[f"{name}/own"]) for rank in ranks) == number
         assert max(int(rank[f"{name}/own"]) for rank in ranks) < 1.1 * number / world_size

@@ -114,7 +114,7 @@ class DataConfig:
     """The text right before an answer, at the end of every prompt; no white space at its end,
     which belongs to the answer's first token."""
     max_answer_tokens: int = 16
-    """Answers are cut to this many tokens of a decoder, in training and in generation."""
+    """Gold answers are cut to this many tokens of a decoder; see ``eval.max_new_tokens``."""
     token_cache: bool = False
     """The encoder's tokens of all training texts are made before training, once, and kept in
     ``tokens`` in ``checkpoint.root``, where later runs on the same texts find them; without it each

@@ -2,14 +2,21 @@
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from latentwire.config import DecoderConfig
+from latentwire.data.tokenizers import frame_ids
 
 INSTRUCTION = "Answer the question from the context with a short phrase only.\n"
 """Opens the user's own text: some templates refuse a system message, others bring their own."""
 
 _CONTENT = "<<content>>"
+_REPLY = "<<reply>>"
 _DATE = "26 Jul 2024"
 """Stands where a template would write today's date, so that a prompt is the same tomorrow."""
+_ASKED = [{"role": "user", "content": _CONTENT}]
+_FAILURES = (TemplateError, ValueError, TypeError, KeyError)
+"""Of a template, which is a program of its own."""
 
 
 def uses_chat(settings: DecoderConfig, tokenizer: Any) -> bool:
@@ -26,16 +33,11 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
     Raises:
         ValueError: the template cannot be used; the text says why.
     """
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise ValueError("the tokenizer has no chat template")
-    message = [{"role": "user", "content": _CONTENT}]
     try:
-        rendered = tokenizer.apply_chat_template(
-            message, tokenize=False, add_generation_prompt=True, date_string=_DATE
-        )
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        rendered = _rendered(tokenizer, _ASKED, add_generation_prompt=True)
+    except _FAILURES as error:
         raise ValueError(f"the tokenizer's chat template fails: {error}") from None
     header, content, footer = rendered.partition(_CONTENT)
     if not content:
@@ -43,3 +45,25 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
     if _CONTENT in footer:
         raise ValueError("the tokenizer's chat template shows the user's content twice")
     return header, footer
+
+
+def turn_end(tokenizer: Any) -> int:
+    """The token that the chat template ends an assistant's words with; EOS where it has none.
+
+    It is what a decoder says when its answer is over, and is not EOS in every family.
+    """
+    reply = {"role": "assistant", "content": _REPLY}
+    try:
+        rendered = _rendered(tokenizer, [*_ASKED, reply], add_generation_prompt=False)
+    except _FAILURES:  # made for a user's words alone
+        return int(tokenizer.eos_token_id)
+    ids = frame_ids(tokenizer, rendered.rpartition(_REPLY)[2])
+    special = {token for token, said in tokenizer.added_tokens_decoder.items() if said.special}
+    return next((token for token in ids if token in special), int(tokenizer.eos_token_id))
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:
+    rendered: str = tokenizer.apply_chat_template(
+        messages, tokenize=False, date_string=_DATE, **options
+    )
+    return rendered

@@ -189,6 +189,13 @@ class EncoderTokenizer:
             self.cut_texts.add(hash(text))
         return ids[: self.max_tokens]
 
+    def num_read(self, text: str) -> int:
+        """Characters of ``text`` that the encoder reads: all, where it fits the window."""
+        if len(self.ids(text)) < self.max_tokens:
+            return len(text)
+        ends = self._ends_of(text)
+        return len(text) if len(ends) <= self.max_tokens else max(ends[: self.max_tokens])
+
     def _remember(self) -> None:
         self._ids = Remembered(self._pieces.ids)
         self._ends_of = Remembered(self._pieces.ends)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from latentwire.config import Config, ConfigError, DataConfig
 from latentwire.data.batch import num_shared
-from latentwire.data.chat import INSTRUCTION, chat_frame, uses_chat
+from latentwire.data.chat import INSTRUCTION, chat_frame, turn_end, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.tokenizers import (
     Remembered,
@@ -59,6 +59,7 @@ class DecoderPrompts:
         carries: what the slot holds: the ``context`` alone, or the whole ``prompt``.
         window: the decoder's context window in tokens; longer slots are cut at their end.
         max_answer_tokens: answers are cut to this many tokens, EOS not counted.
+        max_new_tokens: of a generated answer, where that may be longer.
 
     Raises:
         ValueError: the tokenizer cannot do this; the text starts with the setting at fault.
@@ -75,11 +76,13 @@ class DecoderPrompts:
         carries: Carries = "context",
         window: int = 1 << 30,
         max_answer_tokens: int = 32,
+        max_new_tokens: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
         self.carries = carries
         self.window = window
         self.max_answer_tokens = max_answer_tokens
+        self._answer_room = max(max_answer_tokens, max_new_tokens) + 1  # with EOS
         self._halves = template.split("{context}")
         assert len(self._halves) == 2, "the template is validated with the configuration"
         self._header, footer = "", ""
@@ -105,7 +108,8 @@ class DecoderPrompts:
         self.lead: tuple[int, ...] = (own_bos,) if opens else ()
         """What opens a prompt before any text: BOS, or nothing."""
         self._special = special_strings(tokenizer)
-        self.eos = int(tokenizer.eos_token_id)
+        self.eos = turn_end(tokenizer) if chat else int(tokenizer.eos_token_id)
+        """The token that ends an answer."""
         self.pad = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
@@ -190,7 +194,7 @@ class DecoderPrompts:
 
     def room(self, tokens: PromptTokens) -> int:
         """How many slot positions are left in the window beside the other segments."""
-        used = len(tokens.before) + len(tokens.after) + self.max_answer_tokens + 1
+        used = len(tokens.before) + len(tokens.after) + self._answer_room
         return max(0, self.window - used)
 
     def plain_ids(self, text: str) -> tuple[int, ...]:
@@ -208,9 +212,15 @@ class DecoderPrompts:
             for token, end in zip(self.plain_ids(space + text), ends, strict=True)
         ]
 
-    def num_context_tokens(self, example: Example) -> int:
-        """Length of the whole context in this decoder's tokens, uncut."""
-        return len(self.plain_ids(" " + example.context))
+    def read_context(self, example: Example, num_read: int) -> str:
+        """The part of the context that is in the first ``num_read`` characters of the slot."""
+        opening = self._halves[0].replace("{question}", example.question)
+        first = len(opening) if self.carries == "prompt" else 0
+        return example.context[: max(0, num_read - first)]
+
+    def num_context_tokens(self, context: str) -> int:
+        """Length of a context in this decoder's tokens, whatever its window."""
+        return len(self.plain_ids(" " + context))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Generated ids up to EOS, as text."""
@@ -285,6 +295,7 @@ def prompts_for(config: Config, name: str, tokenizer: Any, *, window: int) -> De
             carries=config.wire.carries,
             window=window,
             max_answer_tokens=data.max_answer_tokens,
+            max_new_tokens=config.eval.max_new_tokens,
         )
     except ValueError as error:
         raise ConfigError([f"decoders.{name}.{error}"]) from None

@@ -19,7 +19,7 @@ from latentwire.distributed.messages import broadcast_json, gather_json
 from latentwire.distributed.sharding import ShardedUnit
 from latentwire.objectives import distillation, tokens
 from latentwire.objectives.row_chunks import of_answer, token_scores
-from latentwire.wire.controls import wrong_texts
+from latentwire.wire.controls import wrong_slots
 from latentwire.wire.parts import SHARED_UNIT, unit_name
 
 _BATCH = 24
@@ -113,8 +113,7 @@ def _read(
     job: Job, examples: Sequence[Example]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
     """Sums over this rank's part by decoder, and the shape of the wires of the first batch."""
-    slots = [job.any_prompts.slot_text(example) for example in examples]
-    wrong = wrong_texts(slots, seed=job.config.run.seed)
+    wrong = wrong_slots(examples, job.any_prompts, seed=job.config.run.seed)
     own: dict[str, dict[str, Any]] = {name: _nothing() for name in job.decoders}
     shape: dict[str, float] = {}
     for batch_examples in _batches(job, examples):

@@ -90,8 +90,9 @@ class WireReader:
         (example,) = _examples([question], [context])
         slot, tokenizer = self._prompts.slot_text(example), self.wire.tokenizer
         positions = tokenizer.num_positions(slot, ratio)
+        read = self._prompts.read_context(example, tokenizer.num_read(slot))
         return Sizes(
-            num_tokens=self._prompts.num_context_tokens(example),
+            num_tokens=self._prompts.num_context_tokens(read),
             num_tokens_cut=self._prompts.text(example).slot_tokens_cut,
             num_positions=positions,
             is_cut=hash(slot) in tokenizer.cut_texts,

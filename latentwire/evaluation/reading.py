@@ -119,12 +119,13 @@ def prediction(
     sizes: dict[str, int] = {}
     if isinstance(arm, WireArm) and arm.carries:
         slot, config = job.prompts[name].slot_text(example), job.config.wire
+        context = job.prompts[name].read_context(example, job.tokenizer.num_read(slot))
         num_latents = job.tokenizer.num_latents(slot, arm.ratio) + config.latent_private_len
         sizes = {
-            "context_tokens": job.prompts[name].num_context_tokens(example),
+            "context_tokens": job.prompts[name].num_context_tokens(context),
             "wire_positions": job.tokenizer.num_positions(slot, arm.ratio),
             "wire_bytes": num_latents * config.d_z * _BF16_BYTES,
-            "text_bytes": len(example.context.encode()),
+            "text_bytes": len(context.encode()),
         }
     return Prediction(
         example=index,

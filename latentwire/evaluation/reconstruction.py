@@ -18,7 +18,7 @@ from latentwire.decoders.answered import Answered
 from latentwire.distributed.assembly import Job
 from latentwire.evaluation.texts import mean_by_decoder, text_batches
 from latentwire.objectives.row_chunks import token_scores
-from latentwire.wire.controls import wrong_texts, zero
+from latentwire.wire.controls import wrong_slots, zero
 
 ARMS = ("latent", "wrong_wire", "zero_wire", "no_wire")
 
@@ -38,8 +38,7 @@ def reconstruction_scores(
     Raises:
         ValueError: all examples have the same text.
     """
-    slots = [job.any_prompts.slot_text(example) for example in examples]
-    wrong = wrong_texts(slots, seed=job.config.run.seed)
+    wrong = wrong_slots(examples, job.any_prompts, seed=job.config.run.seed)
     found = mean_by_decoder(job, examples, lambda name, texts: _scores(job, name, texts, wrong))
     if found is None:
         return None

@@ -19,7 +19,7 @@ from latentwire.distributed.topology import eval_batch_size
 from latentwire.evaluation.arms import ARMS, Arm, TextArm, WireArm, names
 from latentwire.evaluation.metrics import Prediction, summarize
 from latentwire.evaluation.reading import prediction, read_texts, read_wire
-from latentwire.wire.controls import wrong_texts
+from latentwire.wire.controls import wrong_slots
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -66,8 +66,7 @@ def evaluate(
     world = job.groups.world
     wrong: dict[str, str] = {}
     if any(_is_wrong(arm) for arm in arms):
-        slots = [job.any_prompts.slot_text(example) for example in examples]
-        wrong = wrong_texts(slots, seed=job.config.run.seed)
+        wrong = wrong_slots(examples, job.any_prompts, seed=job.config.run.seed)
     contexts = dict.fromkeys(example.context for example in examples)
     documents = {context: index for index, context in enumerate(contexts)}
     predictions: list[Prediction] = []

@@ -35,7 +35,7 @@ class TrainedModel(nn.Module):
 
     def __init__(self, config: EncoderConfig, model: Any) -> None:
         super().__init__()
-        self.model = model.train()
+        self.model = _without_dropout(model.train())
         if config.lora.rank:
             self.model = _with_lora(self.model, config)
         if config.activation_checkpointing:
@@ -169,6 +169,19 @@ def _load(config: EncoderConfig) -> Any:
         dtype=torch.float32,
         use_safetensors=True,
     )
+
+
+def _without_dropout(model: Any) -> Any:
+    """The model with every dropout of its own at zero: what it drops would depend on the rank, and
+    a curve on the layout."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    for holder in (model.config, *model.modules()):
+        for key, value in list(vars(holder).items()):
+            if "drop" in key and isinstance(value, float):
+                setattr(holder, key, 0.0)
+    return model
 
 
 def _with_lora(model: Any, config: EncoderConfig) -> Any:

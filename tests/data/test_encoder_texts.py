@@ -63,6 +63,8 @@ def test_what_is_longer_than_the_window_is_cut_and_counted(tmp_path: Path) -> No
     assert len(tokenizer.cut_texts) == 2, "each text once"
     assert tokenizer.num_latents("abcdef") == 3
     assert tokenizer.latent_ends("abcdefgh") == [2, 4, 5]
+    assert [tokenizer.num_read(text) for text in ("", "abcd", "abcde")] == [0, 4, 5]
+    assert [tokenizer.num_read(text) for text in ("abcdefgh", "日本x")] == [5, 2]
 
 
 def test_the_leading_token_takes_a_place_of_the_window(

@@ -142,8 +142,32 @@ def test_context_tokens_are_counted_uncut(tokenizer: Any) -> None:
     whole = DecoderPrompts(tokenizer)
     narrow = DecoderPrompts(tokenizer, window=70)
     for example in EXAMPLES:
-        assert whole.num_context_tokens(example) == len(whole.text(example).slot)
-        assert narrow.num_context_tokens(example) == whole.num_context_tokens(example)
+        number = whole.num_context_tokens(example.context)
+        assert number == len(whole.text(example).slot)
+        assert narrow.num_context_tokens(example.context) == number
+
+
+@pytest.mark.parametrize("carries", CARRIES)
+def test_of_a_slot_read_in_part_its_part_of_the_context_is_known(
+    tokenizer: Any, carries: Carries
+) -> None:
+    template = "Asked: {question}\nContext: {context} (end)"
+    prompts = DecoderPrompts(tokenizer, carries=carries, template=template)
+    for example in EXAMPLES:
+        slot = prompts.slot_text(example)
+        first = slot.index(example.context)
+        assert (first > 0) == (carries == "prompt")
+        assert prompts.read_context(example, len(slot)) == example.context
+        assert prompts.read_context(example, first + 3) == example.context[:3]
+        assert prompts.read_context(example, 0) == ""
+
+
+def test_longest_answer_that_is_written_has_room(tokenizer: Any) -> None:
+    for written, kept in ((3, 8), (20, 20)):
+        prompts = DecoderPrompts(tokenizer, window=100, max_answer_tokens=8, max_new_tokens=written)
+        tokens = prompts.wire(EXAMPLES[0])
+        room = 100 - len(tokens.before) - len(tokens.after) - kept - 1
+        assert prompts.room(tokens) == room
 
 
 # --- truncated text
@@ -275,6 +299,27 @@ def test_chat_frames_the_users_text(tokenizer: Any) -> None:
     )
 
 
+def test_answers_end_as_the_templates_turns_do(tokenizer: Any) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<turn_end>", "<think>"]})
+    (end,) = chat("<turn_end>", add_special_tokens=False)["input_ids"]
+    turns = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<turn_end>\n{% endfor %}"
+    for template, expected in [
+        (turns, end),
+        (turns.replace("<{{ m.role }}>", "<{{ m.role }}><think>"), end),
+        (turns.replace("<turn_end>", ""), chat.eos_token_id),
+        # Made for users alone: it cannot say how an answer ends.
+        ("{{ messages[0].content }}{% if messages|length > 1 %}{{ 1 + 'a' }}{% endif %}", None),
+    ]:
+        chat.chat_template = template
+        prompts = DecoderPrompts(chat, chat=True)
+        eos = chat.eos_token_id if expected is None else expected
+        assert prompts.eos == eos == prompts.text(EXAMPLES[0]).answer[-1]
+        written = [*prompts.plain_ids(" Orsa"), eos, *prompts.plain_ids(" and on")]
+        assert prompts.decode(written) == "Orsa"
+        assert DecoderPrompts(chat).eos == chat.eos_token_id, "without its template"
+
+
 def test_chat_template_that_drops_the_content_is_refused(tokenizer: Any) -> None:
     broken = copy.deepcopy(tokenizer)
     for template, expected in [
@@ -333,6 +378,7 @@ def test_prompts_are_as_the_configuration_says(tokenizer: Any) -> None:
             carries="prompt",
             window=77,
             max_answer_tokens=2,
+            max_new_tokens=config.eval.max_new_tokens,
             **more,
         )
         for example in EXAMPLES:

@@ -21,7 +21,7 @@ from latentwire.evaluation.arms import ARMS, TextArm, WireArm, arms_of, names
 from latentwire.evaluation.runner import by_length, evaluate
 from latentwire.objectives.tokens import token_losses
 from latentwire.testing import run_distributed
-from latentwire.wire.controls import wrong_texts
+from latentwire.wire.controls import wrong_slots
 
 RATIOS = (2, 10)
 NUM_EXAMPLES, BATCH, NEW_TOKENS = 11, 8, 4
@@ -80,7 +80,7 @@ def compared_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[s
     ) as read:
         result = evaluate(job, examples, arms=arms)
     assert result is not None
-    wrong = wrong_texts([job.any_prompts.slot_text(e) for e in examples], seed=config.run.seed)
+    wrong = wrong_slots(examples, job.any_prompts, seed=config.run.seed)
     found = {(p.example, p.decoder, p.arm): (p.prediction, p.nll_sum) for p in result[1]}
     rows = [
         [arm.name, *found[number, name, arm.name], *wanted]

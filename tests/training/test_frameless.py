@@ -185,7 +185,7 @@ def test_compression_counts_no_frame(overrides: list[str]) -> None:
         for index, example in enumerate((SHORT, LONG)):
             num_tokens = len(reference.tokenizer.ids(example.context))
             num_latents = -(-num_tokens // reference.config.wire.ratio)
-            context = prompts.num_context_tokens(example)
+            context = prompts.num_context_tokens(example.context)
             assert found["lengths"][f"{name}/{index}"] == [context, num_latents + PRIVATE]
             ratios.append(context / (num_latents + PRIVATE))
         scores = found["metrics"]["decoders"][name]

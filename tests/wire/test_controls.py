@@ -1,9 +1,15 @@
 """Controls on a wire: another document's, its neighbour's, and none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from latentwire.wire.controls import wrong_texts, zero
+from latentwire.config import EncoderConfig
+from latentwire.data.example import Example
+from latentwire.data.prompts import Carries, DecoderPrompts
+from latentwire.data.tokenizers import load_tokenizer
+from latentwire.wire.controls import wrong_slots, wrong_texts, zero
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 50])
@@ -31,6 +37,23 @@ def test_wrong_texts_depend_on_the_seed_only() -> None:
     assert wrong_texts(texts, seed=4) != first
     # A neighbour in the file is often on the same subject; the order is not that of the file.
     assert any(first[texts[i]] != texts[(i + 1) % 20] for i in range(20))
+
+
+@pytest.mark.parametrize("carries", ["context", "prompt"])
+def test_wrong_wire_is_of_the_same_question(embedded_pair: Path, carries: Carries) -> None:
+    tokenizer = load_tokenizer(EncoderConfig(model=str(embedded_pair / "llama")))
+    prompts = DecoderPrompts(tokenizer, carries=carries)
+    examples = [
+        Example(context=f"{name} lives here.", question=question, answers=("a",))
+        for name in ("Mira", "Tovan", "Ilse")
+        for question in ("Who?", "Where?")
+    ]
+    wrong = wrong_slots(examples, prompts, seed=0)
+    for example in examples:
+        own, other = prompts.slot_text(example), wrong[prompts.slot_text(example)]
+        assert example.context in own and example.context not in other
+        assert (example.question in other) == (example.question in own) == (carries == "prompt")
+    assert sorted(wrong) == sorted(wrong.values()), "a permutation"
 
 
 @pytest.mark.parametrize("texts", [[], ["a"], ["a", "a", "a"]])

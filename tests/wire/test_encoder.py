@@ -5,12 +5,15 @@ from pathlib import Path
 import jobs
 import pytest
 import torch
+import transformers as hf
 from conftest import small_overrides
 from torch import Tensor
 
 from latentwire import config_file
+from latentwire.config import EncoderConfig
 from latentwire.data.encoder_texts import EncoderTokenizer, WireText
 from latentwire.data.loader import global_batch
+from latentwire.wire.backbones import make_backbone
 from latentwire.wire.encoder import Encoder
 from latentwire.wire.wire import build_wire
 
@@ -221,3 +224,23 @@ def test_a_decoder_reads_its_own_private_latents_only(
         read = grad.any(-1).view(2, 3)
         assert read[number].all(), name
         assert not read[1 - number].any(), name
+
+
+@pytest.mark.parametrize("family", ["Llama", "Phi", "GPT2"])
+def test_pretrained_models_own_dropout_is_off(family: str) -> None:
+    settings: dict[str, object] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 64,
+        **({"n_head": 4} if family == "GPT2" else {"attention_dropout": 0.5}),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5),
+    }
+    model = hf.AutoModel.from_config(getattr(hf, f"{family}Config")(**settings))
+    ids, real = torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    with torch.no_grad():
+        own = model.train()(input_ids=ids)[0]
+        assert not torch.equal(own, model(input_ids=ids)[0]), "it has some"
+        read = make_backbone(EncoderConfig(), model).train()
+        torch.testing.assert_close(read(ids, real), read(ids, real), atol=0, rtol=0)

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,11 @@ class Trial:
     point: Point
     digest: str
     """Of the configuration: a result with another one is out of date."""
+
+    def is_known(self, results: Mapping[str, Result]) -> bool:
+        """Whether ``results``, by trial, have one of this very configuration."""
+        result = results.get(self.point.name)
+        return result is not None and result.digest == self.digest
 
 
 def digest_of(config: Config) -> str:
@@ -129,8 +134,7 @@ def run(
 
     left = []
     for trial in every:
-        result = known.get(trial.point.name)
-        if result is not None and result.digest == trial.digest:
+        if trial.is_known(known):
             continue
         if is_finished(trial.point.plan):
             keep(trial)
@@ -164,9 +168,7 @@ def run(
 def report(ablation: Ablation, every: Sequence[Trial], known: dict[str, Result], out: Path) -> str:
     """Writes the report from what is known and up to date; returns its table."""
     current = {
-        trial.point.name: known[trial.point.name]
-        for trial in every
-        if trial.point.name in known and known[trial.point.name].digest == trial.digest
+        trial.point.name: known[trial.point.name] for trial in every if trial.is_known(known)
     }
     return write_report(out, ablation, current)
 
@@ -192,7 +194,9 @@ def main(arguments: Sequence[str]) -> int:
         default=len(devices()) or len(os.sched_getaffinity(0)),
         help="runs at a time; one on each GPU, or core, if not given",
     )
-    parser.add_argument("--dry-run", action="store_true", help="name the trials, and end")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="name the trials and what is known of them, and end"
+    )
     try:
         options = parser.parse_args(list(arguments))
         ablation = read_file(options.file)
@@ -207,7 +211,9 @@ def main(arguments: Sequence[str]) -> int:
         print("\n  ".join(["latentwire ablate cannot start:", *error.problems]), file=sys.stderr)
         return 2
     if options.dry_run:
-        print("\n".join(trial.point.name for trial in every))
+        for trial in every:
+            chosen = "to run" if not only or trial.row.name in only else "left out by --only"
+            print(f"{trial.point.name}: {'known' if trial.is_known(known) else chosen}")
         return 0
     return run(ablation, every, out=out, known=known, only=only, workers=options.jobs)
 

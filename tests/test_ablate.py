@@ -169,6 +169,19 @@ def test_words_about_a_row_do_not_change_what_it_is(file: Path, trainer: Path) -
     assert "Something else." in (file.parent / "out" / REPORT).read_text()
 
 
+def test_a_dry_run_says_what_is_known(
+    file: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(file, "--jobs", "1", "--only", "default") == 0
+    capsys.readouterr()
+    assert call(file, "--dry-run", "--only", "wide") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == TRIALS
+    said = [line.partition(": ")[2] for line in lines]
+    assert said == ["known", "to run", "left out by --only", "known"]
+    assert started(trainer) == ["default-s0", "default-s1"]
+
+
 def test_runs_go_side_by_side_each_on_its_own_cores(file: Path, trainer: Path) -> None:
     # The first goes on when the second has begun.
     (trainer.parent / "meet").touch()
@@ -354,9 +367,9 @@ def test_the_packaged_rows_can_all_be_trained(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ablate.main([f"--file={PACKAGED / name}", "--dry-run"]) == 0
-    names = capsys.readouterr().out.split()
+    lines = capsys.readouterr().out.splitlines()
     rows = read_file(PACKAGED / name).rows
-    assert len(names) == sum(len(row.seeds) for row in rows)
+    assert len(lines) == sum(len(row.seeds) for row in rows)
     assert len(rows[0].seeds) >= 3, "the default has seeds enough to tell noise"
 
 

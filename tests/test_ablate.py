@@ -22,7 +22,12 @@ from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import PACKAGED
 from latentwire.evaluation.metrics import bootstrap_ci95
 
-PACKAGED_RESULTS = {"ablations.yaml": "", "evidence.yaml": "evidence", "harder.yaml": "harder"}
+PACKAGED_RESULTS = {
+    "ablations.yaml": "",
+    "evidence.yaml": "evidence",
+    "harder.yaml": "harder",
+    "longer.yaml": "longer",
+}
 """Rows that ship with the package, and the folder of their results."""
 
 TRAINER = """

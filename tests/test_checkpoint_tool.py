@@ -11,7 +11,7 @@ from conftest import small_overrides
 from launching import python
 
 import latentwire
-from latentwire import config_file
+from latentwire import config_file, train
 from latentwire.checkpoint_tool import main
 from latentwire.checkpointing import commit
 from latentwire.config import ConfigError
@@ -23,6 +23,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import run
 from latentwire.training.preflight import preflight
 from latentwire.training.stage_c import open_source_for
+from latentwire.training.status import write_status
 from latentwire.wire.exported import ExportedWire
 
 
@@ -55,7 +56,7 @@ def checkpoints(folder: Path) -> Path:
 def start_wrongly_on_rank(
     rank: int, world_size: int, overrides: list[str], where: str
 ) -> list[str]:
-    plan = preflight(config_file.load("smoke", overrides), world_size=world_size, resume_from=where)
+    plan = preflight(config_file.load("smoke", overrides), world_size=world_size)
     try:
         run.train(plan, resume_from=where)
     except ConfigError as error:
@@ -72,6 +73,19 @@ def test_a_start_that_is_refused_leaves_the_run_what_it_was(
     said = run_distributed(start_wrongly_on_rank, 2, longer, "stageA/step-00000099")
     assert all("is no checkpoint of this run" in found[0] for found in said)
     assert (folder / "config.yaml").read_text() == before
+
+
+def test_a_wish_that_is_refused_leaves_a_finished_run_finished(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, overrides = trained
+    write_status(folder, state="finished", code=0)
+    before = (folder / "status.json").read_text()
+    wish = ["--resume-from", "stageA/step-00000099"]
+    # One process may go on with a run of two.
+    assert train.main(["--recipe", "smoke", *wish, *overrides]) == 2
+    assert "'stageA/step-00000099' is no checkpoint of this run" in capsys.readouterr().err
+    assert (folder / "status.json").read_text() == before
 
 
 def test_list_and_verify(

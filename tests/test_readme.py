@@ -209,7 +209,7 @@ def test_an_ablate_command_is_valid(
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
     assert cli.main([*arguments, "--dry-run"]) == 0
-    assert capsys.readouterr().out.startswith("default-s0\n")
+    assert capsys.readouterr().out.startswith("default-s0: known\n")
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if is_bench(line)])

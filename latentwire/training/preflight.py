@@ -14,7 +14,7 @@ import yaml
 
 from latentwire import config_file
 from latentwire.checkpointing.changes import changed_keys
-from latentwire.checkpointing.commit import STAGES, newest, step_named
+from latentwire.checkpointing.commit import STAGES, newest, step_named, steps
 from latentwire.config import (
     Config,
     ConfigError,
@@ -31,6 +31,7 @@ from latentwire.training import token_build
 from latentwire.training.held_out import held_out_problems
 from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
+from latentwire.training.start import wish_problem
 from latentwire.training.status import FILES
 from latentwire.training.teacher_build import cache_folder
 
@@ -263,6 +264,10 @@ def _run_problems(
         changes = [change for change in changes if not change.startswith(_EVALUATION_KEYS)]
         return [f"{change}; {_instead(change)}" for change in changes]
     found = [f"{change}; {_instead(change)}" for change in changes]
+    if resume_from is not None:
+        # Here too, before the attempt marks the run as its own.
+        problem = wish_problem(checkpoint_folder, steps(checkpoint_folder), resume_from)
+        found += [problem] if problem else []
     return found or _too_late(before, config, checkpoint_folder, resume_from)
 
 

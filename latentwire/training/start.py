@@ -71,17 +71,23 @@ def _candidates(root: Path, every: Sequence[Step], wanted: str | None) -> dict[s
     names = [step.name for step in reversed(every)]
     if wanted is None:
         return {"steps": names, "others": []}
+    if problem := wish_problem(root, every, wanted):
+        return {"problem": problem}
+    step = commit.step_named(root, wanted)
+    assert step is not None
+    return {"steps": [step.name], "others": [name for name in names if name != step.name]}
+
+
+def wish_problem(root: Path, every: Sequence[Step], wanted: str) -> str | None:
+    """Why ``--resume-from`` cannot be had of a run with the steps ``every``; None where it can."""
     step = commit.step_named(root, wanted)
     is_path = len(Path(wanted).parts) > 2
     if step is not None and is_path and Path(wanted).resolve() != step.path.resolve():
         step = None  # of another run
-    others = [name for name in names if step is None or name != step.name]
-    if step is None or step not in every:
-        there = ", ".join(names[:_SHOWN]) or "none"
-        return {
-            "problem": f"--resume-from: '{wanted}' is no checkpoint of this run; there are {there}"
-        }
-    return {"steps": [step.name], "others": others}
+    if step is not None and step in every:
+        return None
+    there = ", ".join(step.name for step in list(reversed(every))[:_SHOWN]) or "none"
+    return f"--resume-from: '{wanted}' is no checkpoint of this run; there are {there}"
 
 
 def _agreed_verdict(

@@ -213,7 +213,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.dry_run:
         for trial in every:
             chosen = "to run" if not only or trial.row.name in only else "left out by --only"
-            print(f"{trial.point.name}: {'known' if trial.is_known(known) else chosen}")
+            there = "known" if trial.is_known(known) else "finished, to be taken in"
+            has_one = trial.is_known(known) or is_finished(trial.point.plan)
+            print(f"{trial.point.name}: {there if has_one else chosen}")
         return 0
     return run(ablation, every, out=out, known=known, only=only, workers=options.jobs)
 

@@ -97,7 +97,7 @@ def test_a_text_is_shorter_as_a_wire(exported: Path) -> None:
     assert five.num_tokens == ten.num_tokens > five.num_positions > ten.num_positions
     assert not (five.is_cut or five.num_tokens_cut or five.is_wire_too_long)
     long = reader.sizes(text * 300)
-    assert long.is_cut and long.num_tokens - long.num_tokens_cut < 1024
+    assert long.is_cut and 900 < long.num_tokens - long.num_tokens_cut < 1024
     assert reader.sizes(text * 300, ratio=1).is_wire_too_long
 
 

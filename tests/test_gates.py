@@ -124,7 +124,7 @@ def test_generation_is_teacher_forcing_of_what_it_generates(
     for reading in readings(name, pair, tmp_path):
         decoder, eos = reading.decoder, reading.prompts.eos
         asked = reading.laid_out(reading.batch, answers=False).latents_prompt
-        generated = greedy(decoder, asked, eos=eos, max_new_tokens=5, wire=reading.wire)
+        generated = greedy(decoder, asked, ends=[eos], max_new_tokens=5, wire=reading.wire)
         given = generated[:, :-1]
         after = asked.suffix_positions[:, -1:] + torch.arange(1, generated.shape[1])
         ids = torch.cat([asked.suffix_ids, given], dim=1)

@@ -57,9 +57,11 @@ def turn_end(tokenizer: Any) -> int:
         rendered = _rendered(tokenizer, [*_ASKED, reply], add_generation_prompt=False)
     except _FAILURES:  # made for a user's words alone
         return int(tokenizer.eos_token_id)
-    ids = frame_ids(tokenizer, rendered.rpartition(_REPLY)[2])
+    _, is_shown, closing = rendered.rpartition(_REPLY)
     special = {token for token, said in tokenizer.added_tokens_decoder.items() if said.special}
-    return next((token for token in ids if token in special), int(tokenizer.eos_token_id))
+    special.discard(tokenizer.bos_token_id)
+    ends = [token for token in frame_ids(tokenizer, closing) if token in special]
+    return ends[0] if is_shown and ends else int(tokenizer.eos_token_id)
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:

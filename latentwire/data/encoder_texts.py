@@ -11,7 +11,13 @@ from torch import Tensor
 from latentwire.config import AdapterConfig, Config, EncoderConfig, WireConfig
 from latentwire.data.moving import moved
 from latentwire.data.token_cache import TokenCache, open_cache
-from latentwire.data.tokenizers import Remembered, literal_ends, literal_ids, load_tokenizer
+from latentwire.data.tokenizers import (
+    Remembered,
+    decoded,
+    literal_ends,
+    literal_ids,
+    load_tokenizer,
+)
 
 BYTE_WINDOW = 4096
 """Longest text of the byte encoder, where ``encoder.max_tokens`` says nothing else."""
@@ -100,6 +106,9 @@ class _Pieces(Protocol):
     def ends(self, text: str) -> list[int]:
         """For each piece, the character after its last."""
 
+    def num_chars(self, text: str, num: int) -> int:
+        """Characters of which the first ``num`` pieces are made."""
+
 
 class _Tokens:
     """A language model's own tokens."""
@@ -115,6 +124,12 @@ class _Tokens:
     def ends(self, text: str) -> list[int]:
         return list(literal_ends(self.tokenizer, text))
 
+    def num_chars(self, text: str, num: int) -> int:
+        if self.tokenizer.is_fast:
+            return max(self.ends(text)[:num], default=0)
+        # Without offsets: as many as the tokens are written with.
+        return min(len(text), len(decoded(self.tokenizer, self.ids(text)[:num])))
+
 
 class _Bytes:
     """UTF-8 bytes."""
@@ -126,6 +141,9 @@ class _Bytes:
 
     def ends(self, text: str) -> list[int]:
         return [end for end, char in enumerate(text, start=1) for _ in char.encode()]
+
+    def num_chars(self, text: str, num: int) -> int:
+        return max(self.ends(text)[:num], default=0)
 
 
 class _Known:
@@ -142,6 +160,9 @@ class _Known:
     def ends(self, text: str) -> list[int]:
         found = self._known.ends(text)
         return self._pieces.ends(text) if found is None else found
+
+    def num_chars(self, text: str, num: int) -> int:
+        return self._pieces.num_chars(text, num)
 
 
 class EncoderTokenizer:
@@ -191,10 +212,9 @@ class EncoderTokenizer:
 
     def num_read(self, text: str) -> int:
         """Characters of ``text`` that the encoder reads: all, where it fits the window."""
-        if len(self.ids(text)) < self.max_tokens:
+        if len(self._ids(text)) <= self.max_tokens:
             return len(text)
-        ends = self._ends_of(text)
-        return len(text) if len(ends) <= self.max_tokens else max(ends[: self.max_tokens])
+        return self._pieces.num_chars(text, self.max_tokens)
 
     def _remember(self) -> None:
         self._ids = Remembered(self._pieces.ids)

@@ -7,6 +7,7 @@ same tokens in both, so no difference between the two can come from the prompt a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 from latentwire.config import Config, ConfigError, DataConfig
@@ -110,6 +111,8 @@ class DecoderPrompts:
         self._special = special_strings(tokenizer)
         self.eos = turn_end(tokenizer) if chat else int(tokenizer.eos_token_id)
         """The token that ends an answer."""
+        self.ends = tuple(dict.fromkeys((self.eos, int(tokenizer.eos_token_id))))
+        """Tokens after which a written answer is over, ``eos`` first."""
         self.pad = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
@@ -223,10 +226,8 @@ class DecoderPrompts:
         return len(self.plain_ids(" " + context))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Generated ids up to EOS, as text."""
-        kept = list(ids)
-        if self.eos in kept:
-            kept = kept[: kept.index(self.eos)]
+        """Generated ids up to what ends an answer, as text."""
+        kept = list(takewhile(lambda token: token not in self.ends, ids))
         return decoded(self.tokenizer, kept, skip_special_tokens=True).strip()
 
     def _before(self, user: str) -> tuple[int, ...]:

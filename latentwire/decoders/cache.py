@@ -140,10 +140,10 @@ def at_rest(cache: Any, *, first: int, rotate: Rotation | None) -> list[tuple[Te
         first: positions of the cache that are left out at its front.
     """
     found = []
-    for layer in cache.layers:
+    for index, layer in enumerate(cache.layers):
         keys, values = layer.keys[:, :, first:], layer.values[:, :, first:]
         if rotate is not None:
             place = torch.arange(first, first + keys.shape[2], device=keys.device)
-            keys = rotate(keys, -place)
+            keys = rotate.of_layer(index, keys, -place)
         found.append((keys.transpose(1, 2).flatten(2), values.transpose(1, 2).flatten(2)))
     return found

@@ -1,12 +1,15 @@
 """A decoder's input embeddings: looking them up, and what is known of them all."""
 
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentwire.decoders.copy_ranks import CopyRanks, ShardedTable
+
+_ROWS = 1024
 
 
 class InputEmbeddings:
@@ -58,8 +61,16 @@ class InputEmbeddings:
     @torch.no_grad()
     def _looked_up(self) -> Tensor:
         """Of a module that does more than choose rows of its weight."""
-        every = torch.arange(self.vocabulary, device=self.device)
-        return torch.cat([self(ids) for ids in every.split(1024)])
+        return torch.cat(list(self._in_parts()))
+
+    def _in_parts(self) -> Iterator[Tensor]:
+        """The embeddings that this rank has, some rows at a time, so that no second table comes
+        to be beside a large one."""
+        if self._table is not None:
+            yield from self._table.own().split(_ROWS)
+            return
+        for ids in torch.arange(self.vocabulary, device=self.device).split(_ROWS):
+            yield self(ids)
 
     def repeated(self, times: int) -> Tensor:
         """[1, times, hidden]: one vector like an embedding, and like none in particular."""
@@ -78,8 +89,7 @@ class InputEmbeddings:
 
     @cached_property
     def _moments(self) -> tuple[float, Tensor]:
-        own = self.whole if self._table is None else self._table.own()
-        sums = table_sums(own).cpu()
+        sums = reduce(torch.add, map(_sums, self._in_parts())).cpu()
         if self._ranks is not None:
             sums = self._ranks.total(sums)
         square = sums[-1] / (self.vocabulary * self.hidden_size)
@@ -108,14 +118,7 @@ def scale_of(embed: Any) -> float | None:
     return scale if torch.equal(found[1], row * scale) else None
 
 
-def table_sums(table: Tensor, *, chunk: int = 1024) -> Tensor:
-    """[rows, hidden] -> [hidden + 1], fp64: the sum of the rows, and of all squares.
-
-    In parts, so that no second table comes to be beside a large one.
-    """
-    sums = torch.zeros(table.shape[1] + 1, dtype=torch.float64, device=table.device)
-    for rows in table.split(chunk):
-        part = rows.double()
-        sums[:-1] += part.sum(0)
-        sums[-1] += part.square().sum()
-    return sums
+def _sums(rows: Tensor) -> Tensor:
+    """[rows, hidden] -> [hidden + 1], fp64: the sum of the rows, and of all squares."""
+    part = rows.detach().double()
+    return torch.cat([part.sum(0), part.square().sum()[None]])

@@ -22,14 +22,15 @@ def greedy(
     decoder: FrozenDecoder,
     batch: PromptBatch,
     *,
-    eos: int,
+    ends: Sequence[int],
     max_new_tokens: int,
     wire: Injection | None = None,
 ) -> Tensor:
-    """Greedy continuations [examples, max_new_tokens]; after a row's EOS only EOS follows.
+    """Greedy continuations [examples, max_new_tokens]; a row that has ended is filled up.
 
     Args:
         batch: prompts laid out without answers.
+        ends: tokens after which a row is over; the first fills it up.
         wire: what fills the slots; None for text.
     """
     context = decoder.read(batch, wire)
@@ -44,9 +45,9 @@ def greedy(
         batch.suffix_positions[:, -1] + 1,
         rows=range(rows),
         room=[max_new_tokens] * rows,
-        eos=eos,
+        ends=ends,
     )
-    padded = [row + [eos] * (max_new_tokens - len(row)) for row in written]
+    padded = [row + [ends[0]] * (max_new_tokens - len(row)) for row in written]
     return torch.tensor(padded, device=logits.device)
 
 
@@ -59,7 +60,7 @@ def go_on(
     *,
     rows: Sequence[int],
     room: Sequence[int],
-    eos: int,
+    ends: Sequence[int],
 ) -> list[list[int]]:
     """Writes on greedily from a first token that each row has chosen and not yet read.
 
@@ -69,9 +70,10 @@ def go_on(
         positions: [all rows] where they stand in their prompts.
         rows: those that write. A rank of a sharded decoder may have none while others have some.
         room: of each row of the context, how many tokens it may write, the first counted.
+        ends: tokens after which a row is over.
 
     Returns:
-        for each row of the context what it wrote, the first token and an EOS included; nothing of
+        for each row of the context what it wrote, the first token and an end included; nothing of
         rows that do not write.
     """
     first = tokens.tolist()
@@ -80,7 +82,7 @@ def go_on(
         written[row].append(first[row])
 
     def is_open(row: int) -> bool:
-        return written[row][-1] != eos and len(written[row]) < room[row]
+        return written[row][-1] not in ends and len(written[row]) < room[row]
 
     column = torch.zeros(1, dtype=torch.long, device=tokens.device)
     running, open_rows = list(range(len(room))), [row for row in rows if is_open(row)]
@@ -126,8 +128,8 @@ class Writers:
     caches of no more than two such contexts are there at once.
     """
 
-    def __init__(self, decoder: FrozenDecoder, *, eos: int) -> None:
-        self._decoder, self._eos = decoder, eos
+    def __init__(self, decoder: FrozenDecoder, *, ends: Sequence[int]) -> None:
+        self._decoder, self._ends = decoder, ends
         self._waiting: list[_Waiting] = []
         self._most = 0
 
@@ -143,7 +145,7 @@ class Writers:
         """Arguments and result as those of ``go_on``; the result is filled by ``finish``."""
         if self._decoder.ranks is not None or context.lora or not is_plain(context):
             return go_on(
-                self._decoder, context, tokens, positions, rows=rows, room=room, eos=self._eos
+                self._decoder, context, tokens, positions, rows=rows, room=room, ends=self._ends
             )
         self._most = max(self._most, context.mask.numel())
         written: list[list[int]] = [[] for _ in room]
@@ -184,7 +186,7 @@ class Writers:
             positions,
             rows=range(len(room)),
             room=room,
-            eos=self._eos,
+            ends=self._ends,
         )
         for row, ids in zip(into, found, strict=True):
             row.extend(ids)

@@ -1,24 +1,47 @@
 """How a decoder turns its keys by their position: found among known ways by trying them.
 
 Models differ in it: one half of a key against the other, neighbours against each other, part of a
-key only. A way is taken for the decoder's if it brings the keys of one token, repeated, to rest.
+key only, in some layers not at all. A layer's way is the one that brings the keys of one token,
+repeated, to rest.
 """
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 _log = logging.getLogger(__name__)
 
-Rotation = Callable[[Tensor, Tensor], Tensor]
+Way = Callable[[Tensor, Tensor], Tensor]
 """(keys [..., length, head_dim], positions [length]) -> the keys as they stand in the cache."""
 
-_AT_REST = 0.1
-"""Of the keys' size: what may be left of the differences between positions, as rounding leaves in
-half precision. A wrong way leaves several times as much."""
+_AT_REST = 0.2
+"""Of the differences between positions in the cache: what the right way may leave of them, as half
+precision does. A wrong way leaves most of them, or makes them larger."""
+_UNTURNED = 0.05
+"""Of the keys' size: differences between positions that are rounding, and no turning."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How a decoder's layers turn their keys."""
+
+    ways: tuple[Way | None, ...]
+    """Of each layer; None where its keys stay as they are."""
+
+    def __call__(self, keys: Tensor, place: Tensor) -> Tensor:
+        """[layers, ..., length, head_dim] keys of every layer, turned to ``place`` [length]."""
+        if len(set(self.ways)) == 1:
+            return self.of_layer(0, keys, place)
+        return torch.stack([self.of_layer(i, part, place) for i, part in enumerate(keys)])
+
+    def of_layer(self, layer: int, keys: Tensor, place: Tensor) -> Tensor:
+        """[..., length, head_dim] keys of one layer, turned to ``place`` [length]."""
+        way = self.ways[layer]
+        return keys if way is None else way(keys, place)
 
 
 def rotary_of(model: nn.Module) -> nn.Module | None:
@@ -27,48 +50,69 @@ def rotary_of(model: nn.Module) -> nn.Module | None:
     return modules[0] if len(modules) == 1 else None
 
 
-def rotation_of(name: str, rotary: nn.Module, keys: Sequence[Tensor]) -> Rotation | None:
-    """How the decoder ``name`` turns keys; None where no known way is its own, which is logged.
+def rotation_of(name: str, rotary: nn.Module, keys: Sequence[Tensor]) -> Rotation:
+    """How the decoder ``name`` turns keys. A layer whose way is not known is named in the log, and
+    its keys stay as they are.
 
     Args:
         keys: of each layer [1, heads, length, head_dim], as one token repeated has them in the
             cache. Its states are then the same at every position, as attention to equal values
             gives their value, and so are its keys before they are turned.
     """
-    place = torch.arange(keys[0].shape[-2], device=keys[0].device)
-    for rotate in _known(rotary):
+    known = _known(rotary)
+    found = [_way_of(part, known) for part in keys]
+    unknown = [
+        layer
+        for layer, (way, part) in enumerate(zip(found, keys, strict=True))
+        if way is None and _apart(part) > _UNTURNED * float(part.float().square().mean().sqrt())
+    ]
+    if unknown:
+        _log.warning(
+            "decoders.%s: how keys are turned by position is not known of %d of its %d layers; "
+            "what a deep prefix adds to keys there is not turned along, and keys are compared as "
+            "they stand",
+            name,
+            len(unknown),
+            len(keys),
+        )
+    return Rotation(ways=tuple(found))
+
+
+def _way_of(keys: Tensor, known: Sequence[Way]) -> Way | None:
+    """The way that leaves least of the differences between positions, if it leaves little."""
+    place = torch.arange(keys.shape[-2], device=keys.device)
+    best, least = None, _AT_REST * _apart(keys)
+    for way in known:
         try:
-            resting = [rotate(part, -place).float() for part in keys]
-        except (TypeError, RuntimeError, AttributeError, KeyError):
-            continue  # not made for such keys
-        if all(_is_at_rest(part) for part in resting):
-            return rotate
-    _log.warning(
-        "decoders.%s: how its keys are turned by position is not known; what a deep prefix adds to "
-        "keys is not turned along, and keys are compared as they stand",
-        name,
-    )
-    return None
+            left = _apart(way(keys, -place))
+        except Exception:
+            continue
+        if left < least:
+            best, least = way, left
+    return best
 
 
-def _is_at_rest(keys: Tensor) -> bool:
-    apart = (keys - keys[..., :1, :]).square().mean().sqrt()
-    return bool(apart <= _AT_REST * keys.square().mean().sqrt())
+def _apart(keys: Tensor) -> float:
+    """Root mean square of what positions differ in from the first."""
+    keys = keys.float()
+    return float((keys - keys[..., :1, :]).square().mean().sqrt())
 
 
-def _known(rotary: nn.Module) -> Iterator[Rotation]:
+def _known(rotary: nn.Module) -> list[Way]:
     """Ways of turning: half against half, then as the model's own code does, of whole keys or of
     as many of their numbers as there are angles."""
-    yield _of_first(rotary, _halves)
     own = getattr(sys.modules[type(rotary).__module__], "apply_rotary_pos_emb", None)
-    if own is not None:
+    if own is None:
+        return [_of_first(rotary, _halves)]
 
-        def as_written(keys: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-            turned: Tensor = own(keys, keys, cosine, sine)[1]
-            return turned
+    def as_written(keys: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        turned: Tensor = own(keys, keys, cosine, sine)[1]
+        return turned
 
-        yield lambda keys, place: as_written(keys, *rotary(keys, place[None]))
-        yield _of_first(rotary, as_written)
+    def of_whole(keys: Tensor, place: Tensor) -> Tensor:
+        return as_written(keys, *rotary(keys, place[None]))
+
+    return [_of_first(rotary, _halves), of_whole, _of_first(rotary, as_written)]
 
 
 def _halves(keys: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -77,7 +121,7 @@ def _halves(keys: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return keys * cosine + turned * sine
 
 
-def _of_first(rotary: nn.Module, turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Rotation:
+def _of_first(rotary: nn.Module, turn: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Way:
     """``turn`` of as many numbers of a key as there are angles; the others stay."""
 
     def rotate(keys: Tensor, place: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def _refused(name: str, config: DecoderConfig, why: str) -> ConfigError:
 def _without_weights(name: str, config: DecoderConfig, dtype: torch.dtype) -> Any:
     common = {"trust_remote_code": config.trust_remote_code}
     architecture = AutoConfig.from_pretrained(config.model, revision=config.revision, **common)
-    with _parameters_on_meta():
+    with parameters_on_meta():
         model = AutoModelForCausalLM.from_config(
             architecture, dtype=dtype, attn_implementation="sdpa", **common
         )
@@ -127,7 +127,7 @@ def _give_back_large_blocks() -> None:
 
 
 @contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Modules made within it have parameters without memory, but buffers as they make them: those
     that no file holds (the frequencies of rotary positions) have no other source."""
     register = nn.Module.register_parameter

@@ -64,7 +64,7 @@ def answers(
     context: Context,
     writers: Writers,
     *,
-    eos: int,
+    ends: Sequence[int],
     max_new_tokens: int,
 ) -> Answers:
     """Every example's answer. The ranks of a sharded decoder must all call.
@@ -82,7 +82,7 @@ def answers(
     right = [part.tolist() for part in batch.targets.split(lengths)]
     own = [part.tolist() for part in chosen.split(lengths)]
     agreed, further = _written(
-        batch, context, writers, right, own, eos=eos, max_new_tokens=max_new_tokens
+        batch, context, writers, right, own, ends=ends, max_new_tokens=max_new_tokens
     )
     return Answers(
         losses=[each.tolist() for each in losses.split(lengths)],
@@ -112,7 +112,7 @@ def _written(
     right: Sequence[list[int]],
     own: Sequence[list[int]],
     *,
-    eos: int,
+    ends: Sequence[int],
     max_new_tokens: int,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """What greedy decoding writes where ``context`` has read the right answers: up to the first
@@ -126,7 +126,7 @@ def _written(
     for row, (answer, choice) in enumerate(zip(right, own, strict=True)):
         place = _num_agreed(answer, choice)
         agreed.append(answer[:place][:max_new_tokens])
-        is_ended = place == len(answer) or eos in agreed[-1]
+        is_ended = place == len(answer) or any(token in ends for token in agreed[-1])
         room.append(0 if is_ended else max(0, max_new_tokens - place))
         first.append(choice[min(place, len(choice) - 1)])
         # The suffix ends with the answer, of which the last token is never read.

@@ -90,9 +90,8 @@ class WireReader:
         (example,) = _examples([question], [context])
         slot, tokenizer = self._prompts.slot_text(example), self.wire.tokenizer
         positions = tokenizer.num_positions(slot, ratio)
-        read = self._prompts.read_context(example, tokenizer.num_read(slot))
         return Sizes(
-            num_tokens=self._prompts.num_context_tokens(read),
+            num_tokens=self._prompts.num_context_tokens(context),
             num_tokens_cut=self._prompts.text(example).slot_tokens_cut,
             num_positions=positions,
             is_cut=hash(slot) in tokenizer.cut_texts,
@@ -152,7 +151,7 @@ class WireReader:
         found = greedy(
             self._decoder,
             batch.to(self._decoder.device),
-            eos=self._prompts.eos,
+            ends=self._prompts.ends,
             max_new_tokens=limit,
             wire=injection,
         )

@@ -44,7 +44,7 @@ def _answers(
         batch,
         context,
         writers,
-        eos=job.prompts[name].eos,
+        ends=job.prompts[name].ends,
         max_new_tokens=job.config.eval.max_new_tokens,
     )
 

@@ -177,7 +177,7 @@ def _predict(
         part = range(group.rank * size, (group.rank + 1) * size)
         # What fills up the last batch repeats an index and is not counted.
         counted = [i for i in part if i == 0 or indices[i] != indices[i - 1]]
-        writers = Writers(job.decoders[name], eos=job.prompts[name].eos)
+        writers = Writers(job.decoders[name], ends=job.prompts[name].ends)
         answers = read_texts(job, name, text_arms, examples[part.start : part.stop], writers)
         for arm in wire_arms:
             answers[arm.name] = read_wire(

@@ -16,7 +16,7 @@ from latentwire.data.hub import hub_problem, names_folder
 from latentwire.data.tokenizers import load_tokenizer
 from latentwire.decoders.cache import unfit_layers
 from latentwire.decoders.lora import LoraSlots
-from latentwire.decoders.sharded_loading import sharding_problems
+from latentwire.decoders.sharded_loading import parameters_on_meta, sharding_problems
 from latentwire.wire.backbones import make_backbone
 
 
@@ -78,7 +78,7 @@ def decoder_problems(config: Config, name: str) -> list[str]:
     code = {"trust_remote_code": settings.trust_remote_code}
     if settings.shard > 1:
         is_bf16 = (settings.precision or config.precision) == "bf16"
-        with torch.device("meta"):
+        with parameters_on_meta():
             empty = AutoModelForCausalLM.from_config(model, **code)
         dtype = torch.bfloat16 if is_bf16 else torch.float32
         found += sharding_problems(name, settings, empty, dtype=dtype)

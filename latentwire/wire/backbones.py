@@ -172,14 +172,15 @@ def _load(config: EncoderConfig) -> Any:
 
 
 def _without_dropout(model: Any) -> Any:
-    """The model with every dropout of its own at zero: what it drops would depend on the rank, and
-    a curve on the layout."""
+    """The model with every dropout and jitter of its own at zero: what they draw would depend on
+    the rank, and a curve on the layout."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-    for holder in (model.config, *model.modules()):
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    for holder in (*configs.values(), *model.modules()):
         for key, value in list(vars(holder).items()):
-            if "drop" in key and isinstance(value, float):
+            if ("drop" in key or "jitter" in key) and isinstance(value, float):
                 setattr(holder, key, 0.0)
     return model
 

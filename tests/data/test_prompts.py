@@ -310,13 +310,16 @@ def test_answers_end_as_the_templates_turns_do(tokenizer: Any) -> None:
         (turns.replace("<turn_end>", ""), chat.eos_token_id),
         # Made for users alone: it cannot say how an answer ends.
         ("{{ messages[0].content }}{% if messages|length > 1 %}{{ 1 + 'a' }}{% endif %}", None),
+        ("<turn_end>{{ messages[0].content }}", None),
+        ("<turn_end>{{ messages[0].content }}{{ messages[-1].content|upper }}", None),
     ]:
         chat.chat_template = template
         prompts = DecoderPrompts(chat, chat=True)
         eos = chat.eos_token_id if expected is None else expected
         assert prompts.eos == eos == prompts.text(EXAMPLES[0]).answer[-1]
-        written = [*prompts.plain_ids(" Orsa"), eos, *prompts.plain_ids(" and on")]
-        assert prompts.decode(written) == "Orsa"
+        for said in (eos, chat.eos_token_id):  # some models say one for the other
+            written = [*prompts.plain_ids(" Orsa"), said, *prompts.plain_ids(" and on")]
+            assert prompts.decode(written) == "Orsa"
         assert DecoderPrompts(chat).eos == chat.eos_token_id, "without its template"
 
 

@@ -50,7 +50,7 @@ def read(decoder: FrozenDecoder, *, size: int) -> dict[str, Tensor]:
     whole = torch.autograd.grad(losses.sum(), [vectors, added])
     with torch.no_grad():
         asked = prompt_batch(rows, pad=2, answers=False)
-        written = greedy(decoder, asked, eos=1, max_new_tokens=3, wire=wire)
+        written = greedy(decoder, asked, ends=[1], max_new_tokens=3, wire=wire)
     return {
         "logits": said.logits.detach(),
         "written": written.float(),

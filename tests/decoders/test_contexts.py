@@ -163,7 +163,7 @@ def test_rows_that_end_are_dropped_and_change_nothing(
             own.suffix_positions[:, -1] + 1,
             rows=writing,
             room=sizes,
-            eos=-1,
+            ends=[-1],
         )
         decoder.continue_from = plain  # type: ignore[method-assign]
         return found
@@ -199,13 +199,13 @@ def test_contexts_of_several_lengths_are_written_on_together(
         return plain(context, ids, *more, **others)
 
     decoder.continue_from = counted  # type: ignore[method-assign]
-    writers = Writers(decoder, eos=-1)
+    writers = Writers(decoder, ends=[-1])
     found, expected = [], []
     # Largest first: the contexts after it wait for each other as long as they are no larger.
     for tokens, writing, room in ((full, [1], 3), (short, [0, 2], 5), (short, [], 5)):
         own = text_batch(tokens, pad=prompts.pad, answers=False)
         expected += [
-            greedy(decoder, own, eos=-1, max_new_tokens=room)[row].tolist() for row in writing
+            greedy(decoder, own, ends=[-1], max_new_tokens=room)[row].tolist() for row in writing
         ]
         context = decoder.read(own, None)
         logits, _ = decoder.continue_from(
@@ -234,7 +234,7 @@ def test_what_waits_is_no_larger_than_the_largest_context(
     decoder: FrozenDecoder, prompts: DecoderPrompts
 ) -> None:
     own = text_batch([prompts.text(example) for example in EXAMPLES], pad=prompts.pad)
-    writers = Writers(decoder, eos=-1)
+    writers = Writers(decoder, ends=[-1])
     found = []
     for _ in range(3):
         context = decoder.read(own, None)

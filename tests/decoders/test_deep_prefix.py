@@ -112,8 +112,8 @@ def test_real_keys_and_values_through_it_are_the_text(decoder: FrozenDecoder) ->
             prompt_batch(rows, pad=prompts.pad, answers=False),
             text_batch(tokens, pad=prompts.pad, answers=False),
         )
-        through = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=6, wire=wire)
-        assert torch.equal(through, greedy(decoder, said, eos=prompts.eos, max_new_tokens=6))
+        through = greedy(decoder, asked, ends=prompts.ends, max_new_tokens=6, wire=wire)
+        assert torch.equal(through, greedy(decoder, said, ends=prompts.ends, max_new_tokens=6))
 
 
 def wires(decoder: FrozenDecoder, seed: int) -> Injection:
@@ -138,7 +138,7 @@ def said(decoder: FrozenDecoder, wire: Injection) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         logits = decoder.answer(prompt_batch(rows, pad=prompts.pad), wire).logits
         asked = prompt_batch(rows, pad=prompts.pad, answers=False)
-        return logits, greedy(decoder, asked, eos=prompts.eos, max_new_tokens=6, wire=wire)
+        return logits, greedy(decoder, asked, ends=prompts.ends, max_new_tokens=6, wire=wire)
 
 
 def test_constant_prefix_of_peft_does_not_overwrite_a_wire(decoder: FrozenDecoder) -> None:

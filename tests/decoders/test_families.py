@@ -33,7 +33,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", {}),  # neighbours turned against each other
     "falcon": ("Falcon", {"num_ln_in_parallel_attn": 1}),
     "gemma": ("Gemma", {"head_dim": 8}),  # scales its embeddings
-    "glm": ("Glm", {"head_dim": 8, "partial_rotary_factor": 0.5}),  # neighbours, and half a key
+    # Neighbours, and half a key.
+    "glm": ("Glm", {"head_dim": 8, "partial_rotary_factor": 0.5, "attention_bias": True}),
     "gpt2": ("GPT2", _GPT2),  # learned positions
     "gpt_neox": ("GPTNeoX", {"rotary_pct": 0.25}),  # a quarter of a key
     "granite": ("Granite", {"embedding_multiplier": 3.0, "logits_scaling": 2.0}),
@@ -44,6 +45,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {}),  # keys and values from one projection
     "qwen3": ("Qwen3", {"head_dim": 8}),
     "stablelm": ("StableLm", {"partial_rotary_factor": 0.25}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1]}),  # a layer that turns no keys
     "starcoder2": ("Starcoder2", {"sliding_window": None}),
 }
 
@@ -62,9 +64,11 @@ def decoder(pair: Path, request: pytest.FixtureRequest) -> FrozenDecoder:
     config = getattr(hf, f"{family}Config")(**settings)
     model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
-        for parameter in model.parameters():  # of the size that training gives them
+        for name, parameter in model.named_parameters():  # of the size that training gives them
             if parameter.ndim > 1:
                 parameter.mul_(5)
+            elif name.endswith("k_proj.bias"):
+                parameter[-1] = 60  # as large as some models' are, in a number that is not turned
     return FrozenDecoder(request.param, model, base.tokenizer)
 
 
@@ -91,8 +95,8 @@ def test_text_through_the_wires_way_is_the_text(decoder: FrozenDecoder) -> None:
     torch.testing.assert_close(decoder.answer(batch, wire).logits, expected, atol=1e-3, rtol=1e-3)
     asked = prompt_batch(rows, pad=prompts.pad, answers=False)
     said = text_batch(tokens, pad=prompts.pad, answers=False)
-    through = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=6, wire=wire)
-    assert torch.equal(through, greedy(decoder, said, eos=prompts.eos, max_new_tokens=6))
+    through = greedy(decoder, asked, ends=prompts.ends, max_new_tokens=6, wire=wire)
+    assert torch.equal(through, greedy(decoder, said, ends=prompts.ends, max_new_tokens=6))
 
 
 @torch.no_grad()
@@ -104,13 +108,15 @@ def test_keys_come_to_rest(decoder: FrozenDecoder) -> None:
         assert rotate is None, "positions are added to its inputs"
         return
     assert rotate is not None
-    for layer in cache.layers:
-        keys = layer.keys
-        resting = rotate(keys, -torch.arange(6))
-        torch.testing.assert_close(
-            resting, resting[..., :1, :].expand_as(resting), atol=1e-3, rtol=1e-3
-        )
-        assert not torch.allclose(keys, keys[..., :1, :].expand_as(keys), atol=1e-1)
+    turned = [way is not None for way in rotate.ways]
+    assert turned == ([True, False, True] if decoder.name == "smollm3" else [True] * 3)
+    stacked = torch.stack([layer.keys for layer in cache.layers])
+    resting = rotate(stacked, -torch.arange(6))
+    torch.testing.assert_close(
+        resting, resting[..., :1, :].expand_as(resting), atol=1e-3, rtol=1e-3
+    )
+    for keys, is_turned in zip(stacked, turned, strict=True):
+        assert is_turned != torch.allclose(keys, keys[..., :1, :].expand_as(keys), atol=1e-2)
 
 
 @torch.no_grad()

@@ -162,10 +162,10 @@ def test_generation_equals_the_library_on_text_and_on_replay(decoder: FrozenDeco
     prompts = DecoderPrompts(decoder.tokenizer)
     rows, soft, tokens = replay(decoder, prompts)
     batch = text_batch(tokens, pad=prompts.pad, answers=False)
-    text = greedy(decoder, batch, eos=prompts.eos, max_new_tokens=6)
+    text = greedy(decoder, batch, ends=prompts.ends, max_new_tokens=6)
     replayed = prompt_batch(rows, pad=prompts.pad, answers=False)
     latent = greedy(
-        decoder, replayed, eos=prompts.eos, max_new_tokens=6, wire=Injection(vectors=soft)
+        decoder, replayed, ends=prompts.ends, max_new_tokens=6, wire=Injection(vectors=soft)
     )
     assert torch.equal(text, latent)
     for row, prompt in zip(text, tokens, strict=True):

@@ -75,7 +75,7 @@ def generate(decoder: FrozenDecoder) -> Tensor:
     prompts = DecoderPrompts(decoder.tokenizer)
     tokens = [prompts.text(example) for example in EXAMPLES]
     batch = text_batch(tokens, pad=prompts.pad, answers=False)
-    return greedy(decoder, batch, eos=prompts.eos, max_new_tokens=4)
+    return greedy(decoder, batch, ends=prompts.ends, max_new_tokens=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

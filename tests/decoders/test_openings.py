@@ -67,7 +67,7 @@ def read(decoder: FrozenDecoder, laid_out: PromptBatch) -> dict[str, Tensor]:
     total = said.logits.logsumexp(-1).sum() + (prefixes * real).square().sum()
     gradients = torch.autograd.grad(total, [own.vectors, own.added])
     with torch.no_grad():
-        written = greedy(decoder, batch(answers=False), eos=1, max_new_tokens=4, wire=own)
+        written = greedy(decoder, batch(answers=False), ends=[1], max_new_tokens=4, wire=own)
     return {
         "logits": said.logits,
         "states": said.states,

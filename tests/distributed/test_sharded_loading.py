@@ -172,10 +172,10 @@ def written_on_rank(rank: int, world_size: int, folder: str) -> dict[str, Any]:
         for row in range(1 + rank)
     ]
     batch = prompt_batch(rows, pad=0, answers=False)
-    free = greedy(decoder, batch, eos=-1, max_new_tokens=6)
+    free = greedy(decoder, batch, ends=[-1], max_new_tokens=6)
     # What rank 0 would end with at once is nothing that rank 1 says.
     eos = int(free[0, 0])
-    ended = greedy(decoder, batch, eos=eos if rank == 0 else -1, max_new_tokens=6)
+    ended = greedy(decoder, batch, ends=[eos if rank == 0 else -1], max_new_tokens=6)
     return {"free": free.tolist(), "ended": ended.tolist(), "eos": eos}
 
 

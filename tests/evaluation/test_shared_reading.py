@@ -64,7 +64,7 @@ def by_hand(
         )
         answered, asked = own.latents_prompt, other.latents_prompt
         wire = job.inject(name, latents, own)
-    written = greedy(decoder, asked, eos=prompts.eos, max_new_tokens=NEW_TOKENS, wire=wire)
+    written = greedy(decoder, asked, ends=prompts.ends, max_new_tokens=NEW_TOKENS, wire=wire)
     losses = token_losses(decoder.answer(answered, wire).logits, answered.targets)
     sums = [float(each.sum()) for each in losses.split(answered.target_mask.sum(1).tolist())]
     return list(zip(map(prompts.decode, written.tolist()), sums, strict=True))
@@ -146,10 +146,11 @@ def test_the_right_answer_is_a_draft_that_changes_nothing(
     examples = some_examples(reference.config)[:6]
     plain = [prompts.text(example) for example in examples]
     asked = text_batch(plain, pad=prompts.pad, answers=False)
-    free = greedy(decoder, asked, eos=-1, max_new_tokens=8).tolist()
+    free = greedy(decoder, asked, ends=[-1], max_new_tokens=8).tolist()
     # What one row says in the end is everyone's EOS.
-    prompts.eos = eos = free[0][4]
-    expected = greedy(decoder, asked, eos=eos, max_new_tokens=max_new_tokens)
+    eos = free[0][4]
+    prompts.ends = ends = (eos,)
+    expected = greedy(decoder, asked, ends=ends, max_new_tokens=max_new_tokens)
     wanted = [prompts.decode(row) for row in expected.tolist()]
     own = [row[: row.index(eos)] if eos in row else row for row in free]
     for agreed in range(9):
@@ -167,8 +168,8 @@ def test_the_right_answer_is_a_draft_that_changes_nothing(
         ]
         batch = text_batch(tokens, pad=prompts.pad)
         context = decoder.read(batch, None)
-        writers = Writers(decoder, eos=eos)
-        said = answers(decoder, batch, context, writers, eos=eos, max_new_tokens=max_new_tokens)
+        writers = Writers(decoder, ends=ends)
+        said = answers(decoder, batch, context, writers, ends=ends, max_new_tokens=max_new_tokens)
         writers.finish()
         found = said.reads(prompts)
         assert [read.text for read in found] == wanted, agreed

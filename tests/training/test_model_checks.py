@@ -1,9 +1,11 @@
 """Settings that only the models can say are wrong."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import small_overrides
+from transformers import GemmaConfig, GemmaForCausalLM
 
 from latentwire import config_file
 from latentwire.config import ConfigError
@@ -59,3 +61,14 @@ def test_what_the_models_have_is_accepted(
     overrides: tuple[str, ...], pair: Path, tmp_path: Path
 ) -> None:
     load_and_check(pair, tmp_path, *overrides)
+
+
+def test_a_decoder_that_scales_its_embeddings_may_be_sharded(pair: Path, tmp_path: Path) -> None:
+    settings = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "head_dim": 8}
+    settings |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    folder = tmp_path / "scaled"
+    GemmaForCausalLM(GemmaConfig(**settings)).save_pretrained(folder)
+    for file in (pair / "llama").glob("tokenizer*"):
+        shutil.copy(file, folder / file.name)
+    more = (f"decoders.qwen.model={folder}", "decoders.qwen.shard=2", "placement=colocated")
+    load_and_check(pair, tmp_path, *more)

@@ -1,6 +1,7 @@
 """Which frozen decoder a wire was trained for, and whether another one is the same."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from latentwire.decoders.fingerprint import combined
 from latentwire.decoders.frozen import FrozenDecoder
 
 _MEANING = {"shapes": "tensors' names, shapes or types", "weights": "weights"}
+
+_SIZE_TOLERANCE = 0.02
+"""What another precision may change of the embeddings' root mean square."""
 
 
 def identity(
@@ -61,6 +65,9 @@ def identity_problems(
         changed = [
             what for was, is_now, what in pairs if None not in (was, is_now) and was != is_now
         ]
+        sizes = [each.get("shape", {}).get("embedding_rms") for each in (known, decoder)]
+        if None not in sizes and not math.isclose(*sizes, rel_tol=_SIZE_TOLERANCE):
+            changed.append("input embeddings' size")
         if changed:
             found.append(
                 f"decoders.{name}.model: '{decoder['model']}' is not the decoder that {where} was "

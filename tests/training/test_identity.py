@@ -66,6 +66,23 @@ def test_what_cannot_be_compared_is_not() -> None:
     assert "its tensors' names, shapes or types changed" in problem
 
 
+def test_inputs_of_another_size_are_refused() -> None:
+    """Soft prompts have the size of a decoder's inputs, which no weight of theirs holds."""
+
+    def of_size(rms: float) -> dict[str, Any]:
+        return {"d": {"model": "m", "revision": "1", "shape": {"embedding_rms": rms}}}
+
+    keys = {"shapes": None, "weights": None}
+    before, close, scaled = (of_size(rms) for rms in (0.02, 0.0201, 0.9))
+    for each in (before, close, scaled):
+        each["d"] |= keys
+    assert identity_problems(before, close, where="here") == []
+    (problem,) = identity_problems(before, scaled, where="here")
+    assert "its input embeddings' size changed" in problem
+    del before["d"]["shape"]
+    assert identity_problems(before, scaled, where="here") == [], "not known of older ones"
+
+
 @pytest.mark.parametrize(("has", "wants"), [("a", "ab"), ("ab", "a")])
 def test_a_missing_or_extra_tensor_is_named(has: str, wants: str) -> None:
     import torch

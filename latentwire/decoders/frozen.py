@@ -121,13 +121,15 @@ class FrozenDecoder:
         Raises:
             ConfigError: the decoder's cache is not one a deep prefix can be added to.
         """
-        return DecoderShape(
+        found = DecoderShape(
             hidden_size=self.inputs.hidden_size,
             embedding_rms=self.inputs.rms,
             mean_embedding=self.inputs.mean,
             cache=self._cache_shape() if with_cache else None,
             linears=self.lora.features if self.lora else {},
         )
+        _ = self._rotate  # is found here, where all start, and not in the middle of a step
+        return found
 
     @cached_property
     def _rotate(self) -> Rotation | None:

@@ -92,7 +92,8 @@ def trials(ablation: Ablation, *, root: str, checkpoints: str) -> list[Trial]:
         point = Point(name=name, overrides=tuple(overrides), plan=plan)
         found.append(Trial(row=row, seed=seed, point=point, digest=digest))
     if problems:
-        raise ConfigError([f"{', '.join(names)}: {what}" for what, names in problems.items()])
+        said = {what: ", ".join(dict.fromkeys(names)) for what, names in problems.items()}
+        raise ConfigError([f"{names}: {what}" for what, names in said.items()])
     return found
 
 

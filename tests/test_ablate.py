@@ -358,6 +358,15 @@ def test_a_bad_option_is_refused(
     assert expected in capsys.readouterr().err
 
 
+def test_a_wrong_key_is_said_once_for_its_rows(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(file, "default", change={"wire.d_x": 9}, seeds=[0, 1])
+    change(file, "wide", change={"wire.d_x": 9})
+    assert call(file) == 2
+    assert "\n  default, wide: wire.d_x: unknown key" in capsys.readouterr().err
+
+
 def test_results_that_are_none_are_refused(
     file: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

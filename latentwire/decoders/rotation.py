@@ -21,6 +21,8 @@ Way = Callable[[Tensor, Tensor], Tensor]
 _AT_REST = 0.2
 """Of the differences between positions in the cache: what the right way may leave of them, as half
 precision does. A wrong way leaves most of them, or makes them larger."""
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model's own code raises where it is not made for such keys, or for such a call."""
 _UNTURNED = 0.05
 """Of the keys' size: differences between positions that are rounding, and no turning."""
 
@@ -85,7 +87,7 @@ def _way_of(keys: Tensor, known: Sequence[Way]) -> Way | None:
     for way in known:
         try:
             left = _apart(way(keys, -place))
-        except Exception:
+        except _UNFIT:
             continue
         if left < least:
             best, least = way, left

@@ -24,7 +24,7 @@ from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock, is_held
-from latentwire.training.status import read_status, write_status
+from latentwire.training.status import FILES, read_status, write_status
 from latentwire.training.unreadable import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -131,12 +131,14 @@ def _locked(plan: Plan, *, has_checkpoints: bool, trains: bool) -> AbstractConte
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     """Runs ``work``; how it ends goes into the run's status."""
+    was_finished = read_status(plan.run_folder).get("state") == "finished"
     try:
         _mark_running(plan)
         return work().code
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
-        return _refuse(error, plan.run_folder)
+        is_finished = was_finished and (plan.run_folder / FILES["metrics"]).exists()
+        return _refuse(error, plan.run_folder, is_finished=is_finished)
     except (SaveError, CacheError, UnreadableError) as error:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
@@ -240,8 +242,13 @@ def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:
     return None if is_others or read_status(folder).get("state") == "finished" else folder
 
 
-def _refuse(error: ConfigError, folder: Path | None) -> int:
-    """Ends with code 2 and one message, printed by rank 0 only."""
+def _refuse(error: ConfigError, folder: Path | None, *, is_finished: bool = False) -> int:
+    """Ends with code 2 and one message, printed by rank 0 only.
+
+    Args:
+        folder: of the run whose status is to say so.
+        is_finished: it was before the command, which has not changed it.
+    """
     leave_error_file(error, is_clear=True)
     rank = process_groups.launch_rank()
     if rank != 0:
@@ -253,7 +260,10 @@ def _refuse(error: ConfigError, folder: Path | None) -> int:
     print(f"{where}latentwire cannot start:\n{lines}", file=sys.stderr, flush=True)
     if folder is not None:
         try:
-            write_status(folder, state="failed", code=2, reason="; ".join(error.problems))
+            if is_finished:
+                write_status(folder, state="finished", code=0)
+            else:
+                write_status(folder, state="failed", code=2, reason="; ".join(error.problems))
         except OSError as failure:
             print(f"the status could not be written: {failure}", file=sys.stderr)
     return 2

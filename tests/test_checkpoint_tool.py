@@ -23,7 +23,7 @@ from latentwire.testing import run_distributed
 from latentwire.training import run
 from latentwire.training.preflight import preflight
 from latentwire.training.stage_c import open_source_for
-from latentwire.training.status import write_status
+from latentwire.training.status import read_status, write_status
 from latentwire.wire.exported import ExportedWire
 
 
@@ -88,6 +88,38 @@ def test_a_wish_that_is_refused_leaves_a_finished_run_finished(
     assert (folder / "status.json").read_text() == before
 
 
+def test_a_damaged_wish_leaves_a_finished_run_finished(
+    trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished, overrides = trained
+    folder = tmp_path / "runs" / finished.name
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.copytree(checkpoints(finished), tmp_path / "checkpoints" / finished.name)
+    step = tmp_path / "checkpoints" / finished.name / "stageA" / "step-00000002"
+    damage(next((step / "encoder").glob("*.safetensors")))
+    write_status(folder, state="finished", code=0)
+    was = (folder / "config.yaml").read_text()
+    root = str(finished.parent.parent)
+    (folder / "config.yaml").write_text(was.replace(root, str(tmp_path)))
+    places = [f"run.root={tmp_path / 'runs'}", f"checkpoint.root={tmp_path / 'checkpoints'}"]
+    wish = ["--resume-from", "stageA/step-00000002"]
+    assert train.main(["--recipe", "smoke", *wish, *overrides, *places]) == 2
+    said = capsys.readouterr().err
+    assert "step-00000002" in said and "--resume-from: choose another step" in said
+    assert read_status(folder)["state"] == "finished"
+    # Without its figures it is not what it was.
+    (folder / "metrics.json").unlink()
+    assert train.main(["--recipe", "smoke", *wish, *overrides, *places]) == 2
+    assert read_status(folder)["state"] == "failed"
+
+
+def damage(path: Path) -> None:
+    """The last byte of a file becomes another."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def test_list_and_verify(
     trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,9 +134,7 @@ def test_list_and_verify(
     copy = tmp_path / "copy"
     shutil.copytree(checkpoints(folder), copy)
     path = next((copy / "stageA" / "step-00000002" / "encoder").glob("*.safetensors"))
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
+    damage(path)
     assert main(["verify", str(copy)]) == 1
     out = capsys.readouterr().out
     assert "stageA/step-00000002: DAMAGED" in out and str(path) in out and "(tensors " in out

@@ -197,8 +197,11 @@ class DecoderPrompts:
 
     def room(self, tokens: PromptTokens) -> int:
         """How many slot positions are left in the window beside the other segments."""
-        used = len(tokens.before) + len(tokens.after) + self._answer_room
-        return max(0, self.window - used)
+        return max(0, self.window - self.taken(tokens))
+
+    def taken(self, tokens: PromptTokens) -> int:
+        """Positions of the segments beside the slot, and of an answer as long as one may be."""
+        return len(tokens.before) + len(tokens.after) + self._answer_room
 
     def plain_ids(self, text: str) -> tuple[int, ...]:
         """Tokens of a bare piece of a user's text, without special ones."""

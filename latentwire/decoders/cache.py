@@ -29,6 +29,18 @@ def sliding_window(config: Any) -> int | None:
     return min(sizes, default=None)
 
 
+def context_window(config: Any) -> int:
+    """Longest prompt in tokens.
+
+    Of a model with a sliding window half of that: the rows of a batch share columns, padding
+    between a short prefix and what follows it takes its part of the window, and so neither
+    prefixes nor what follows may be longer.
+    """
+    longest = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    sliding = sliding_window(config)
+    return longest if sliding is None else min(longest, sliding // 2)
+
+
 class Filled(Exception):  # noqa: N818
     """A cache is full, and what a model would go on to compute is not asked for."""
 

@@ -19,6 +19,7 @@ from latentwire.decoders.cache import (
     add_to_cache,
     at_rest,
     cache_shape,
+    context_window,
     sliding_window,
 )
 from latentwire.decoders.constant_prefix import ConstantPrefix, Openings, without_prompt_learning
@@ -91,14 +92,8 @@ class FrozenDecoder:
 
     @property
     def window(self) -> int:
-        """Longest prompt in tokens.
-
-        Of a model with a sliding window half of that: the rows of a batch share columns, padding
-        between a short prefix and what follows it takes its part of the window, and so neither
-        prefixes nor what follows may be longer.
-        """
-        longest = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
-        return longest if self._sliding is None else min(longest, self._sliding // 2)
+        """Longest prompt in tokens."""
+        return context_window(self.model.config)
 
     def embed(self, ids: Tensor) -> Tensor:
         """[...] token ids -> [..., hidden]."""

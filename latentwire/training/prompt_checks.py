@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+from transformers import AutoConfig
+
 from latentwire.config import Config, ConfigError
 from latentwire.data.example import Example
 from latentwire.data.prompts import prompts_for
 from latentwire.data.tokenizers import load_tokenizer
+from latentwire.decoders.cache import context_window
 from latentwire.training.held_out import open_split
 
 _NUM_DOCUMENTS = 128
-_NO_WINDOW = 1 << 30
 
 
 def sample_documents(config: Config) -> list[tuple[Example, ...]]:
@@ -37,13 +39,18 @@ def prompt_problems(config: Config, name: str, examples: Sequence[Example]) -> l
     Args:
         examples: as ``sample_examples`` draws them; none where the data are wrong themselves.
     """
-    tokenizer = load_tokenizer(config.decoders[name])
+    settings = config.decoders[name]
+    tokenizer = load_tokenizer(settings)
+    model = AutoConfig.from_pretrained(
+        settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+    )
     try:
-        prompts = prompts_for(config, name, tokenizer, window=_NO_WINDOW)
+        prompts = prompts_for(config, name, tokenizer, window=context_window(model))
     except ConfigError as error:
         return error.problems
+    taken = []
     for example in examples:
-        prompts.wire(example)
+        taken.append(prompts.taken(prompts.wire(example)))
         if prompts.merged_answers:
             anchor, answer = config.data.anchor, example.answers[0]
             return [
@@ -51,4 +58,11 @@ def prompt_problems(config: Config, name: str, examples: Sequence[Example]) -> l
                 f"decoders.{name}: its tokenizer merges the anchor's end with what follows; end "
                 "the anchor in another character"
             ]
+    if taken and min(taken) >= prompts.window:
+        return [
+            f"decoders.{name}.model: its window of {prompts.window} tokens has no room for any "
+            f"context: the shortest of {len(taken)} training prompts takes {min(taken)} tokens "
+            "without one; use less of eval.max_new_tokens and data.max_answer_tokens, which are "
+            "kept free, a shorter data.template, or a model with a longer window"
+        ]
     return []

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import small_overrides
 from tokenizer_cases import merging, with_chat
+from transformers import AutoConfig
 
 from latentwire import config_file
 from latentwire.config import ConfigError
@@ -36,6 +37,22 @@ def test_an_anchor_that_merges_names_itself_and_the_decoder(pair: Path, tmp_path
     assert "decoders.qwen" in problem
     other = config_file.load("smoke", [*overrides, "data.anchor= Answer"])
     assert preflight(other, world_size=2).config.data.anchor == " Answer"
+
+
+@pytest.mark.parametrize("key", ["eval.max_new_tokens", "data.max_answer_tokens"])
+def test_an_answer_that_leaves_no_room_for_a_context_is_refused(
+    pair: Path, tmp_path: Path, key: str
+) -> None:
+    window = AutoConfig.from_pretrained(pair / "qwen").max_position_embeddings
+    overrides = small_overrides(pair, tmp_path)
+    found = refused([*overrides, f"{key}={window}"])
+    assert [problem.split(":")[0] for problem in found] == [
+        "decoders.llama.model",
+        "decoders.qwen.model",
+    ]
+    assert f"its window of {window} tokens has no room for any context" in found[1]
+    # Less of it is allowed.
+    preflight(config_file.load("smoke", [*overrides, f"{key}={window // 2}"]), world_size=2)
 
 
 def test_every_problem_of_the_prompts_comes_with_the_others(pair: Path, tmp_path: Path) -> None:

@@ -21,11 +21,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from latentwire.collectives import all_gather, reduce_scatter
 from latentwire.wire.backbones import transformer_layers
-
-# torch 2.13 has renamed them, and warns of the older names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +83,7 @@ class ShardedTable:
         asked = F.pad(ids.flatten(), (0, longest - ids.numel()))
         every = asked.new_empty(ranks.size * longest)
         group = ranks.mesh.get_group()
-        _all_gather(every, asked, group=group)
+        all_gather(every, asked, group=group)
         place = every - ranks.rank * -(-len(weight) // ranks.size)
         there = (place >= 0) & (place < len(own))
         found = own.new_zeros(len(every), own.shape[1])
@@ -95,7 +92,7 @@ class ShardedTable:
             found = found.masked_fill(~there[:, None], 0)
         # One rank has the vector and all others zeros, so nothing is rounded.
         mine = found.new_empty(longest, own.shape[1])
-        _reduce_scatter(mine, found, group=group)
+        reduce_scatter(mine, found, group=group)
         return self._scaled(mine[: ids.numel()].view(*ids.shape, -1))
 
     def whole(self) -> Tensor:

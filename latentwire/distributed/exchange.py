@@ -8,14 +8,10 @@ backward once. What crosses is kilobytes per text.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from latentwire.collectives import all_gather, reduce_scatter
 from latentwire.distributed.groups import Group
-
-# torch 2.13 has renamed them, and warns of the older names.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class _Exchange(torch.autograd.Function):
@@ -23,7 +19,7 @@ class _Exchange(torch.autograd.Function):
     def forward(ctx: Any, latents: Tensor, group: Group) -> Tensor:
         ctx.group = group
         gathered = latents.new_empty(group.size * latents.shape[0], *latents.shape[1:])
-        _all_gather(gathered, latents.contiguous(), group=group.handle)
+        all_gather(gathered, latents.contiguous(), group=group.handle)
         return gathered
 
     @staticmethod
@@ -63,7 +59,7 @@ def sum_to_owners(gradient: Tensor, world: Group) -> Tensor:
     if world.size == 1:
         return gradient
     own = gradient.new_empty(gradient.shape[0] // world.size, *gradient.shape[1:])
-    _reduce_scatter(own, gradient.contiguous(), group=world.handle)
+    reduce_scatter(own, gradient.contiguous(), group=world.handle)
     return own
 
 

@@ -1,5 +1,6 @@
 """``latentwire ask`` and its reader, on the wire of a short run."""
 
+import copy
 import hashlib
 import io
 import json
@@ -19,9 +20,13 @@ from latentwire.ask import main
 from latentwire.checkpoint_tool import main as checkpoint
 from latentwire.checkpointing.manifest import read_manifest
 from latentwire.config import ConfigError
+from latentwire.decoders import loading
+from latentwire.evaluation import asking
+from latentwire.evaluation.asking import WireReader
 from latentwire.testing import run_distributed
 from latentwire.training import run
 from latentwire.training.preflight import preflight
+from latentwire.wire.exported import ExportedWire, load_wire
 
 
 def train_on_rank(rank: int, world_size: int, overrides: list[str]) -> str:
@@ -145,6 +150,38 @@ def test_another_model_is_refused(
     latentwire.load_reader(exported, "llama", model=str(moved))
     with pytest.raises(ConfigError, match="is not the decoder that the wire was trained with"):
         latentwire.load_reader(exported, "llama", model=str(pair / "llama"))
+
+
+def test_what_a_machine_trained_with_it_need_not_read_with(
+    trained: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = lines(trained / "examples.jsonl")[0]
+    asked = [example["question"]], [example["context"]]
+    wire = load_wire(exported)
+    reader = WireReader(wire, "llama")
+
+    def set_up_as(**settings: Any) -> ExportedWire:
+        decoders = {
+            **wire.config.decoders,
+            "llama": replace(wire.config.decoders["llama"], **settings),
+        }
+        other = copy.copy(wire)
+        other.config = replace(wire.config, decoders=decoders)
+        return other
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(loading, "compile_layers", refuse)
+    told = WireReader(set_up_as(compile=True, gradient_checkpointing=True), "llama")
+    assert told.answer(*asked) == reader.answer(*asked)
+
+    def gone(*args: Any, **kwargs: Any) -> None:
+        raise ImportError("bitsandbytes is not there")
+
+    monkeypatch.setattr(asking, "load_decoder", gone)
+    with pytest.raises(ConfigError, match=r"decoders\.llama\.model: .* bitsandbytes is not there"):
+        WireReader(set_up_as(quantization="nf4"), "llama")
 
 
 def test_a_run_an_export_and_a_step_say_the_same(

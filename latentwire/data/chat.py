@@ -1,5 +1,6 @@
 """A tokenizer's chat template, as the text that stands before and after what the user says."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -47,21 +48,32 @@ def chat_frame(tokenizer: Any) -> tuple[str, str]:
     return header, footer
 
 
-def turn_end(tokenizer: Any) -> int:
-    """The token that the chat template ends an assistant's words with; EOS where it has none.
+def turn_end(tokenizer: Any, stops: Sequence[int] = ()) -> int:
+    """The token that the chat template ends an assistant's words with. Where it has none, the one
+    that the user's next turn opens with, if the model stops there; else EOS.
 
     It is what a decoder says when its answer is over, and is not EOS in every family.
+
+    Args:
+        stops: as ``stop_tokens``.
     """
-    reply = {"role": "assistant", "content": _REPLY}
-    try:
-        rendered = _rendered(tokenizer, [*_ASKED, reply], add_generation_prompt=False)
-    except _FAILURES:  # made for a user's words alone
-        return int(tokenizer.eos_token_id)
-    _, is_shown, closing = rendered.rpartition(_REPLY)
     special = {token for token, said in tokenizer.added_tokens_decoder.items() if said.special}
     special.discard(tokenizer.bos_token_id)
-    ends = [token for token in frame_ids(tokenizer, closing) if token in special]
-    return ends[0] if is_shown and ends else int(tokenizer.eos_token_id)
+    closing = _after_reply(tokenizer, [])
+    opening = _after_reply(tokenizer, _ASKED)[:1]
+    ends = [t for t in closing if t in special] + [t for t in opening if t in stops]
+    return ends[0] if ends else int(tokenizer.eos_token_id)
+
+
+def _after_reply(tokenizer: Any, more: list[dict[str, str]]) -> tuple[int, ...]:
+    """Tokens that the template writes after an assistant's words, with the turns that follow."""
+    messages = [*_ASKED, {"role": "assistant", "content": _REPLY}, *more]
+    try:
+        rendered = _rendered(tokenizer, messages, add_generation_prompt=False)
+    except _FAILURES:  # made for a user's words alone
+        return ()
+    _, is_shown, after = rendered.rpartition(_REPLY)
+    return frame_ids(tokenizer, after.partition(_CONTENT)[0]) if is_shown else ()
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: bool) -> str:

@@ -21,6 +21,7 @@ from latentwire.data.tokenizers import (
     literal_ends,
     literal_ids,
     special_strings,
+    stop_tokens,
 )
 
 Carries = Literal["context", "prompt"]
@@ -61,6 +62,7 @@ class DecoderPrompts:
         window: the decoder's context window in tokens; longer slots are cut at their end.
         max_answer_tokens: answers are cut to this many tokens, EOS not counted.
         max_new_tokens: of a generated answer, where that may be longer.
+        stops: tokens after which the model ends an answer too.
 
     Raises:
         ValueError: the tokenizer cannot do this; the text starts with the setting at fault.
@@ -78,6 +80,7 @@ class DecoderPrompts:
         window: int = 1 << 30,
         max_answer_tokens: int = 32,
         max_new_tokens: int = 0,
+        stops: Sequence[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.carries = carries
@@ -109,9 +112,9 @@ class DecoderPrompts:
         self.lead: tuple[int, ...] = (own_bos,) if opens else ()
         """What opens a prompt before any text: BOS, or nothing."""
         self._special = special_strings(tokenizer)
-        self.eos = turn_end(tokenizer) if chat else int(tokenizer.eos_token_id)
+        self.eos = turn_end(tokenizer, stops) if chat else int(tokenizer.eos_token_id)
         """The token that ends an answer."""
-        self.ends = tuple(dict.fromkeys((self.eos, int(tokenizer.eos_token_id))))
+        self.ends = tuple(dict.fromkeys((self.eos, int(tokenizer.eos_token_id), *stops)))
         """Tokens after which a written answer is over, ``eos`` first."""
         self.pad = int(
             tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -300,6 +303,7 @@ def prompts_for(config: Config, name: str, tokenizer: Any, *, window: int) -> De
             window=window,
             max_answer_tokens=data.max_answer_tokens,
             max_new_tokens=config.eval.max_new_tokens,
+            stops=stop_tokens(settings),
         )
     except ValueError as error:
         raise ConfigError([f"decoders.{name}.{error}"]) from None

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence, Sized
 from typing import Any, Generic, TypeVar
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from latentwire.config import DecoderConfig, EncoderConfig
@@ -34,6 +34,16 @@ def load_tokenizer(settings: EncoderConfig | DecoderConfig) -> Any:
     declared = get_tokenizer_config(settings.model, **common).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if declared in _GENERIC else AutoTokenizer
     return kind.from_pretrained(settings.model, **common)
+
+
+def stop_tokens(settings: DecoderConfig) -> tuple[int, ...]:
+    """Tokens after which a model's own generation ends, as its ``generation_config.json`` says."""
+    try:
+        found = GenerationConfig.from_pretrained(settings.model, revision=settings.revision)
+    except OSError:  # it has none
+        return ()
+    ends = found.eos_token_id
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
 
 
 def special_strings(tokenizer: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from latentwire.config import ConfigError
 from latentwire.decoders.rotation import Rotation
+from latentwire.wire.backbones import longest_text
 from latentwire.wire.deep_prefix import CacheShape
 
 _OF_TOKENS = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -36,7 +37,7 @@ def context_window(config: Any) -> int:
     between a short prefix and what follows it takes its part of the window, and so neither
     prefixes nor what follows may be longer.
     """
-    longest = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+    longest = longest_text(config)
     sliding = sliding_window(config)
     return longest if sliding is None else min(longest, sliding // 2)
 

@@ -33,17 +33,8 @@ def compile_layers(
         backend: as ``torch.compile`` takes it.
 
     Raises:
-        ConfigError: the machine has nothing to compile with, or the model's layers cannot be told
-            from its other modules.
+        ConfigError: the machine has nothing to compile with.
     """
-    layers = transformer_layers(model)
-    if not layers:
-        raise ConfigError(
-            [
-                f"decoders.{name}.compile: true, but the model does not say which of its modules "
-                "are layers; use false"
-            ]
-        )
     _try(name, device, backend)
     # They take a second or more to import, which nobody else needs to wait for.
     import torch._dynamo.config
@@ -55,7 +46,7 @@ def compile_layers(
     # A graph may be passed backward more than once, for each objective's gradient by itself.
     torch._functorch.config.donated_buffer = False
     compiled = torch.compile(_layer, backend=backend, dynamic=True)
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(transformer_layers(model)):
         # In place of ``forward``, so that hooks on the layer stay outside.
         layer.forward = partial(_run, name, compiled, index, layer.forward)  # type: ignore[method-assign]
 

@@ -32,6 +32,17 @@ def combined(fingerprints: Mapping[str, str]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def of_weights(model: Any, fingerprints: Mapping[str, str]) -> str:
+    """One SHA-256 over what a model's files hold, the same on every machine: what it computes when
+    it is loaded, such as frequencies, is rounded otherwise by another processor.
+
+    Args:
+        fingerprints: what ``fingerprint`` found of it.
+    """
+    held = model.state_dict().keys()
+    return combined({name: found for name, found in fingerprints.items() if name in held})
+
+
 def of_copies(parts: Sequence[str], *, shard: int) -> str:
     """One hash of a decoder, from those of the ranks of its group in their order.
 

@@ -28,7 +28,7 @@ from latentwire.decoders.embeddings import InputEmbeddings
 from latentwire.decoders.head import taken_apart
 from latentwire.decoders.lora import LoraSlots
 from latentwire.decoders.masks import takes_masks, token_mask
-from latentwire.decoders.rotation import Rotation, rotary_of, rotation_of
+from latentwire.decoders.rotation import Rotation, rotaries_of, rotation_of
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.deep_prefix import CacheShape
 from latentwire.wire.lora import Updates
@@ -69,9 +69,9 @@ class FrozenDecoder:
         """That hold the model together; None where each rank has all of it."""
         self.inputs = InputEmbeddings(self.model.get_input_embeddings(), ranks)
         self._sliding = sliding_window(self.model.config)
-        self._rotary = rotary_of(self.model)
+        self._rotaries = rotaries_of(self.model)
         self._mask = partial(
-            token_mask, takes_masks=self._rotary is not None and takes_masks(self.model)
+            token_mask, takes_masks=len(self._rotaries) == 1 and takes_masks(self.model)
         )
         # A sharded model's layers are gathered by the forward of the whole only.
         probe = torch.arange(8, device=self.device) % self.inputs.vocabulary
@@ -129,12 +129,11 @@ class FrozenDecoder:
     @cached_property
     def _rotate(self) -> Rotation | None:
         """What is added to a key is turned along with it, so that it says the same wherever it
-        stands."""
-        if self._rotary is None:
-            return None
+        stands. None where no layer turns its keys in a way that is known."""
         with torch.no_grad():
             cache = self._filled(self.inputs.repeated(8))
-        return rotation_of(self.name, self._rotary, [layer.keys for layer in cache.layers])
+        found = rotation_of(self.name, self._rotaries, [layer.keys for layer in cache.layers])
+        return found if any(found.ways) else None
 
     @torch.no_grad()
     def _cache_shape(self) -> CacheShape:

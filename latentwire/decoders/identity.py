@@ -8,10 +8,10 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 
 from latentwire.config import DecoderConfig
-from latentwire.decoders.fingerprint import combined
+from latentwire.decoders.fingerprint import of_weights
 from latentwire.decoders.frozen import FrozenDecoder
 
-_MEANING = {"shapes": "tensors' names, shapes or types", "weights": "weights"}
+_MEANING = {"shapes": "tensors' names, shapes or types", "parameters": "weights"}
 
 _SIZE_TOLERANCE = 0.02
 """What another precision may change of the embeddings' root mean square."""
@@ -23,8 +23,8 @@ def identity(
     """What a decoder is, as JSON holds it.
 
     ``model`` and ``revision`` say where it came from, ``shapes`` is a hash over names, shapes and
-    types of its tensors, ``weights`` one over their bytes. Null where they depend on the layout or
-    the device: ``weights`` of quantised or sharded decoders, ``shapes`` of those that are both.
+    types of its tensors, ``parameters`` one over their bytes. Null where they depend on the layout
+    or the device: ``parameters`` of quantised or sharded decoders, ``shapes`` of both in one.
 
     Args:
         fingerprints: what ``fingerprint`` found of its model.
@@ -38,7 +38,7 @@ def identity(
         "model": settings.model,
         "revision": getattr(model.config, "_commit_hash", None),
         "shapes": hashlib.sha256(lines.encode()).hexdigest() if is_whole or is_plain else None,
-        "weights": combined(fingerprints) if is_whole and is_plain else None,
+        "parameters": of_weights(model, fingerprints) if is_whole and is_plain else None,
     }
 
 

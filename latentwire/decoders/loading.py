@@ -34,7 +34,7 @@ def load_decoder(
 
     Raises:
         ConfigError: the model has nothing that the configuration asks to quantise, recompute or
-            shard.
+            shard, or does not show its layers.
     """
     if config.precision is not None:
         dtype = _DTYPES[config.precision]
@@ -44,6 +44,10 @@ def load_decoder(
         model = load_sharded(name, config, dtype=dtype, device=device, ranks=ranks)
     targets = config.lora.targets if config.lora.rank else None
     decoder = FrozenDecoder(name, model, load_tokenizer(config), lora_targets=targets, ranks=ranks)
+    num_layers = getattr(decoder.model.config.get_text_config(), "num_hidden_layers", None)
+    if not decoder.num_layers or num_layers not in (None, decoder.num_layers):
+        problem = f"its {type(decoder.model).__name__} does not show which modules are its layers"
+        raise ConfigError([f"decoders.{name}.model: {problem}; give another model"])
     if config.compile:
         compile_layers(name, model, device=device)
     if config.gradient_checkpointing:

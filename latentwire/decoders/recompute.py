@@ -30,19 +30,8 @@ def recompute_layers(name: str, model: nn.Module, lora: LoraSlots | None = None)
     Args:
         name: the decoder's name, for messages.
         lora: its updates; a layer runs again with those it ran with.
-
-    Raises:
-        ConfigError: the model's layers cannot be told from its other modules.
     """
-    layers = transformer_layers(model)
-    if not layers:
-        raise ConfigError(
-            [
-                f"decoders.{name}.gradient_checkpointing: true, but the model does not say which "
-                "of its modules are layers; use false"
-            ]
-        )
-    for layer in layers:
+    for layer in transformer_layers(model):
         # In place of ``forward``, so that hooks on the layer do not run twice.
         layer.forward = partial(_recomputed, name, lora, layer.forward)  # type: ignore[method-assign]
 

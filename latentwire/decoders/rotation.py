@@ -23,6 +23,8 @@ _AT_REST = 0.2
 precision does. A wrong way leaves most of them, or makes them larger."""
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What a model's own code raises where it is not made for such keys, or for such a call."""
+_SAME_LENGTH = 0.02
+"""What half precision may change of a key's length."""
 _UNTURNED = 0.05
 """Of the keys' size: differences between positions that are rounding, and no turning."""
 
@@ -46,27 +48,27 @@ class Rotation:
         return keys if way is None else way(keys, place)
 
 
-def rotary_of(model: nn.Module) -> nn.Module | None:
-    """The module that gives angles for positions; None where there is none, or several."""
-    modules = [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    return modules[0] if len(modules) == 1 else None
+def rotaries_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that give angles for positions: one of a model, or one of each of its layers."""
+    return [m for m in model.modules() if type(m).__name__.endswith("RotaryEmbedding")]
 
 
-def rotation_of(name: str, rotary: nn.Module, keys: Sequence[Tensor]) -> Rotation:
+def rotation_of(name: str, rotaries: Sequence[nn.Module], keys: Sequence[Tensor]) -> Rotation:
     """How the decoder ``name`` turns keys. A layer whose way is not known is named in the log, and
     its keys stay as they are.
 
     Args:
+        rotaries: its modules for angles; there may be none.
         keys: of each layer [1, heads, length, head_dim], as one token repeated has them in the
             cache. Its states are then the same at every position, as attention to equal values
             gives their value, and so are its keys before they are turned.
     """
-    known = _known(rotary)
+    known = [way for rotary in _unlike(rotaries) for way in _known(rotary)]
     found = [_way_of(part, known) for part in keys]
     unknown = [
         layer
         for layer, (way, part) in enumerate(zip(found, keys, strict=True))
-        if way is None and _apart(part) > _UNTURNED * float(part.float().square().mean().sqrt())
+        if way is None and _differs(part) and (known or _keeps_length(part))
     ]
     if unknown:
         _log.warning(
@@ -78,6 +80,27 @@ def rotation_of(name: str, rotary: nn.Module, keys: Sequence[Tensor]) -> Rotatio
             len(keys),
         )
     return Rotation(ways=tuple(found))
+
+
+def _unlike(rotaries: Sequence[nn.Module]) -> list[nn.Module]:
+    """One of each kind of modules with the same frequencies."""
+    kinds: dict[tuple[object, ...], nn.Module] = {}
+    for rotary in rotaries:
+        held = [tensor.flatten().tolist() for tensor in rotary.buffers()]
+        kinds.setdefault((type(rotary), repr(held)), rotary)
+    return list(kinds.values())
+
+
+def _differs(keys: Tensor) -> bool:
+    """Whether the keys of one token differ by their position, by more than rounding."""
+    return _apart(keys) > _UNTURNED * float(keys.float().square().mean().sqrt())
+
+
+def _keeps_length(keys: Tensor) -> bool:
+    """Whether they all have one length, as what is turned keeps its own. Keys of inputs to which
+    positions are added have not."""
+    lengths = keys.float().norm(dim=-1)
+    return bool(((lengths / lengths[..., :1]) - 1).abs().max() < _SAME_LENGTH)
 
 
 def _way_of(keys: Tensor, known: Sequence[Way]) -> Way | None:

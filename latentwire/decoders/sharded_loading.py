@@ -85,6 +85,8 @@ def sharding_problems(
     """
     found = []
     layers, embed = transformer_layers(model), model.get_input_embeddings()
+    if getattr(model.config, "quantization_config", None) is not None:
+        found.append("is quantised already, and only weights as they are can be parted")
     if not layers:
         found.append("does not say which of its modules are layers")
     if scale_of(embed) is None:

@@ -60,6 +60,8 @@ class WireReader:
         settings = config.decoders[decoder]
         if model is not None:
             settings = replace(settings, model=model, revision=None)
+        # Both are for training, and ask for more of a machine than reading does.
+        settings = replace(settings, compile=False, gradient_checkpointing=False)
         try:
             self._decoder = load_decoder(
                 decoder,
@@ -67,7 +69,9 @@ class WireReader:
                 dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
                 device=next(wire.parameters()).device,
             )
-        except (OSError, ValueError) as error:
+        except ConfigError:
+            raise
+        except (OSError, ValueError, ImportError) as error:
             why = str(error).splitlines()[0]
             problem = f"decoders.{decoder}.model: '{settings.model}' cannot be loaded: {why}"
             raise ConfigError([problem]) from None
@@ -76,6 +80,7 @@ class WireReader:
         remedy = "give the model it was trained with"
         if problems := identity_problems(known, {decoder: now}, where="the wire", remedy=remedy):
             raise ConfigError(problems)
+        config = replace(config, decoders={**config.decoders, decoder: settings})
         self._prompts = prompts_for(
             config, decoder, self._decoder.tokenizer, window=self._decoder.window
         )

@@ -57,7 +57,7 @@ def _model(kind: Any, settings: Any) -> Any:
 
 def _shape(plan: Plan, name: str, decoder: Any) -> DecoderShape:
     """The decoder's shape as its configuration gives it; sizes of its weights are not known."""
-    config, lora = decoder.config, plan.config.decoders[name].lora
+    config, lora = decoder.config.get_text_config(), plan.config.decoders[name].lora
     num_heads = config.num_attention_heads
     num_layers = config.num_hidden_layers
     return DecoderShape(

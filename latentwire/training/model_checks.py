@@ -31,7 +31,7 @@ def encoder_problems(config: Config) -> list[str]:
     if model is None:
         return found
     found += _offset_problems("encoder", tokenizer, config)
-    num_layers = getattr(model, "num_hidden_layers", None)
+    num_layers = getattr(model.get_text_config(), "num_hidden_layers", None)
     if num_layers is not None and any(layer > num_layers for layer in encoder.layers):
         found.append(
             f"encoder.layers: {list(encoder.layers)}, but encoder.model has {num_layers} layers; "
@@ -55,6 +55,7 @@ def decoder_problems(config: Config, name: str) -> list[str]:
     model, tokenizer, found = _read(key, settings)
     if model is None:
         return found
+    text = model.get_text_config()
     found += _offset_problems(key, tokenizer, config)
     if tokenizer.eos_token_id is None:
         found.append(f"{key}.model: its tokenizer has no EOS token, so answers cannot end")
@@ -63,13 +64,13 @@ def decoder_problems(config: Config, name: str) -> list[str]:
             f"{key}.model: {settings.model} has layers that keep no keys and values of every token "
             f"({', '.join(kinds)}), and prompts are read in parts; give a model of attention layers"
         )
-    found += _layer_problems(config, key, getattr(model, "num_hidden_layers", None))
+    found += _layer_problems(config, key, getattr(text, "num_hidden_layers", None))
     if settings.quantization != "none" and getattr(model, "quantization_config", None) is not None:
         found.append(
             f"{key}.quantization: '{settings.quantization}', but {settings.model} is quantised "
             "already; give the model it was made from"
         )
-    hidden_size = getattr(model, "hidden_size", None)
+    hidden_size = getattr(text, "hidden_size", None)
     if hidden_size is not None and int(hidden_size * config.adapter.hidden_mult) < 1:
         found.append(
             f"adapter.hidden_mult: {config.adapter.hidden_mult} of {key}.model's hidden size "

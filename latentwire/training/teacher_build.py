@@ -227,7 +227,7 @@ class _Build:
 
     def _layout(self, hashes: Mapping[str, str]) -> tuple[teacher_shards.Layout, dict[str, Any]]:
         config, decoder = self._job.config, self._decoder
-        gathered = gather_json(fingerprint.combined(hashes), self._group)
+        gathered = gather_json(fingerprint.of_weights(decoder.model, hashes), self._group)
         parts = broadcast_json(gathered, self._group)
         shard = 1 if decoder.ranks is None else decoder.ranks.size
         prefix = decoder.constant

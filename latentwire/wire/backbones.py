@@ -144,10 +144,35 @@ def make_backbone(config: EncoderConfig, model: Any = None) -> Any:
 
 
 def transformer_layers(model: Any) -> list[nn.Module]:
-    """The transformer layers of a Hugging Face model, from the input up."""
+    """The layers of a Hugging Face model that read text, from the input up; of a model that reads
+    images too not those that do."""
+    text = model.get_decoder()
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     names = set(getattr(model, "_no_split_modules", None) or ())
     # A sharded module is of a class that derives from its own.
-    return [m for m in model.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
+    found = [m for m in text.modules() if names & {kind.__name__ for kind in type(m).__mro__}]
+    if num_layers in (None, len(found)):
+        return found
+    # It names none of them, or others too.
+    lists = (m for m in text.modules() if isinstance(m, nn.ModuleList) and len(m) == num_layers)
+    return list(next(lists, nn.ModuleList(found)))
+
+
+def longest_text(config: Any) -> int:
+    """Positions of which a model reads text as it was trained to, from its configuration.
+
+    Of a model whose angles change for a whole batch once one row of it is longer than the model
+    was first trained for (LongRoPE), those before that change: what a text says may depend neither
+    on what stands beside it nor on how much of it is read at a time.
+    """
+    text = config.get_text_config()
+    longest = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+    rope = getattr(text, "rope_parameters", None) or {}
+    # There may be some for each kind of layers.
+    for angles in (rope, *(part for part in rope.values() if isinstance(part, dict))):
+        if angles.get("rope_type") == "longrope":
+            longest = min(longest, int(angles["original_max_position_embeddings"]))
+    return longest
 
 
 def encoder_window(config: EncoderConfig) -> int:
@@ -157,7 +182,7 @@ def encoder_window(config: EncoderConfig) -> int:
     model = AutoConfig.from_pretrained(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    return int(getattr(model, "max_position_embeddings", None) or 1 << 30)
+    return longest_text(model)
 
 
 def _load(config: EncoderConfig) -> Any:

@@ -1,6 +1,7 @@
 """Prompts: the segments are one tokenization, and text and wire differ in the slot only."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from latentwire.data.chat import INSTRUCTION, uses_chat
 from latentwire.data.example import Example
 from latentwire.data.profiles import document
 from latentwire.data.prompts import Bos, Carries, DecoderPrompts, PromptTokens, prompts_for
-from latentwire.data.tokenizers import load_tokenizer
+from latentwire.data.tokenizers import load_tokenizer, stop_tokens
 
 CARRIES: tuple[Carries, ...] = ("context", "prompt")
 EXAMPLES = [example for i in range(12) for example in document(0, "test", i).examples[:2]] + [
@@ -321,6 +322,32 @@ def test_answers_end_as_the_templates_turns_do(tokenizer: Any) -> None:
             written = [*prompts.plain_ids(" Orsa"), said, *prompts.plain_ids(" and on")]
             assert prompts.decode(written) == "Orsa"
         assert DecoderPrompts(chat).eos == chat.eos_token_id, "without its template"
+
+
+def test_answers_end_where_the_model_stops(tokenizer: Any) -> None:
+    """Some models end a turn with what the next one opens with, and nothing of their own."""
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<user>", "<tool>"]})
+    user, tool = chat("<user><tool>", add_special_tokens=False)["input_ids"]
+    chat.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    assert DecoderPrompts(chat, chat=True).eos == chat.eos_token_id
+    prompts = DecoderPrompts(chat, chat=True, stops=(chat.eos_token_id, user, tool))
+    assert prompts.eos == user == prompts.text(EXAMPLES[0]).answer[-1]
+    assert prompts.ends == (user, chat.eos_token_id, tool)
+    for said in prompts.ends:
+        written = [*prompts.plain_ids(" Orsa"), said, *prompts.plain_ids(" and on")]
+        assert prompts.decode(written) == "Orsa"
+    assert DecoderPrompts(chat, stops=(user,)).ends == (chat.eos_token_id, user)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, ())])
+def test_where_a_model_stops_is_read_from_its_folder(
+    tmp_path: Path, said: Any, expected: tuple[int, ...]
+) -> None:
+    settings = DecoderConfig(model=str(tmp_path))
+    assert stop_tokens(settings) == ()
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": said}))
+    assert stop_tokens(settings) == expected
 
 
 def test_chat_template_that_drops_the_content_is_refused(tokenizer: Any) -> None:

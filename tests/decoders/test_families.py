@@ -8,14 +8,18 @@ import pytest
 import torch
 import transformers as hf
 from test_deep_prefix import EXAMPLES, replayed
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from latentwire.config import DecoderConfig
 from latentwire.data.batch import prompt_batch
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts
+from latentwire.decoders.cache import context_window
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
 from latentwire.decoders.loading import load_decoder
+from latentwire.decoders.rotation import rotation_of
+from latentwire.wire.backbones import longest_text, transformer_layers
 
 _COMMON = {
     "hidden_size": 32,
@@ -30,6 +34,8 @@ _COMMON = {
 }
 _GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    # Learned positions, and no layers named.
+    "biogpt": ("BioGpt", {}),
     "cohere": ("Cohere", {}),  # neighbours turned against each other
     "falcon": ("Falcon", {"num_ln_in_parallel_attn": 1}),
     "gemma": ("Gemma", {"head_dim": 8}),  # scales its embeddings
@@ -100,12 +106,13 @@ def test_text_through_the_wires_way_is_the_text(decoder: FrozenDecoder) -> None:
 
 
 @torch.no_grad()
-def test_keys_come_to_rest(decoder: FrozenDecoder) -> None:
+def test_keys_come_to_rest(decoder: FrozenDecoder, caplog: pytest.LogCaptureFixture) -> None:
     """A vector repeated has the same states everywhere, and so the same keys before they turn."""
     rotate = decoder._rotate
     cache = decoder._filled(decoder.inputs.repeated(6))
-    if decoder.name in ("gpt2", "opt"):
+    if decoder.name in ("biogpt", "gpt2", "opt"):
         assert rotate is None, "positions are added to its inputs"
+        assert "keys are turned" not in caplog.text
         return
     assert rotate is not None
     turned = [way is not None for way in rotate.ways]
@@ -126,3 +133,61 @@ def test_inputs_are_known_as_the_model_gets_them(decoder: FrozenDecoder) -> None
     torch.testing.assert_close(decoder.inputs.whole, every)
     assert decoder.inputs.rms == pytest.approx(float(every.square().mean().sqrt()), rel=1e-5)
     torch.testing.assert_close(decoder.inputs.mean, every.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_every_family_shows_its_layers(decoder: FrozenDecoder) -> None:
+    assert decoder.num_layers == len(transformer_layers(decoder.model.base_model)) == 3
+
+
+def test_layers_that_read_images_are_none_of_a_decoders() -> None:
+    small = {key: _COMMON[key] for key in ("hidden_size", "intermediate_size")}
+    vision = small | {"num_hidden_layers": 4, "num_attention_heads": 4}
+    config = hf.Gemma3Config(
+        text_config=_COMMON | {"head_dim": 8, "vocab_size": 40}, vision_config=vision
+    )
+    model = hf.AutoModelForCausalLM.from_config(config)
+    assert [type(m).__name__ for m in transformer_layers(model)] == ["Gemma3DecoderLayer"] * 3
+
+
+@torch.no_grad()
+def test_keys_that_turn_in_a_way_of_their_own_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    keys = torch.randn(1, 2, 1, 8).expand(1, 2, 6, 8)
+    angles = torch.arange(6)[:, None] * torch.tensor([1.0, 0.1])
+    one, other = keys[..., :2], keys[..., 2:4]
+    turned = [one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()]
+    found = rotation_of("x", [], [torch.cat([*turned, keys[..., 4:]], dim=-1), keys])
+    assert found.ways == (None, None)
+    assert "decoders.x: how keys are turned by position is not known of 1 of its 2" in caplog.text
+
+
+@torch.no_grad()
+def test_each_layer_may_have_angles_of_its_own() -> None:
+    """As in models whose code comes with them, or with two kinds of layers."""
+    config = hf.LlamaConfig(**_COMMON, vocab_size=40)
+    slow, fast = (LlamaRotaryEmbedding(config) for _ in range(2))
+    fast.inv_freq *= 3
+    torch.manual_seed(0)
+    keys = torch.randn(1, 2, 1, 8).expand(1, 2, 6, 8)
+    one = rotation_of("x", [slow], [keys + torch.arange(6)[:, None]])
+    assert one.ways == (None,), "not turned at all"
+    place = torch.arange(6)
+    turned = [apply_rotary_pos_emb(keys, keys, *m(keys, place[None]))[1] for m in (slow, fast)]
+    found = rotation_of("x", [slow, fast], turned)
+    for layer, part in enumerate(turned):
+        torch.testing.assert_close(found.of_layer(layer, part, -place), keys)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_text_never_reaches_where_angles_change_for_all(nested: bool) -> None:
+    """Which they do for a whole batch once a row of it is longer (LongRoPE)."""
+    factors = {"long_factor": [2.0] * 4, "short_factor": [1.0] * 4}
+    angles = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    config = hf.Phi3Config(
+        **_COMMON, vocab_size=40, original_max_position_embeddings=64, rope_parameters=angles
+    )
+    if nested:
+        config.rope_parameters = {"full_attention": config.rope_parameters}
+    assert config.max_position_embeddings == 512
+    assert context_window(config) == longest_text(config) == 64
+    assert context_window(hf.Phi3Config(**_COMMON, vocab_size=40)) == 512

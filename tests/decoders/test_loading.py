@@ -15,12 +15,13 @@ from latentwire.data.batch import PrefixRow, PromptBatch, PromptRow, prompt_batc
 from latentwire.data.example import Example
 from latentwire.data.loader import text_batch
 from latentwire.data.prompts import DecoderPrompts
-from latentwire.decoders.fingerprint import changed, combined, fingerprint
+from latentwire.decoders import frozen
+from latentwire.decoders.fingerprint import changed, combined, fingerprint, of_weights
 from latentwire.decoders.frozen import FrozenDecoder
 from latentwire.decoders.generation import greedy
 from latentwire.decoders.loading import load_decoder
 from latentwire.decoders.quantised import dequantised
-from latentwire.decoders.recompute import recompute_layers
+from latentwire.decoders.sharded_loading import sharding_problems
 from latentwire.objectives.tokens import tf, token_losses
 from latentwire.wire.backbones import transformer_layers
 from latentwire.wire.unit import Injection
@@ -225,9 +226,21 @@ def test_a_cache_changed_in_place_is_refused(pair: Path) -> None:
         decoder.model(input_ids=torch.tensor([[5, 9]]), past_key_values=cache)
 
 
-def test_a_model_without_known_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match="decoders.x.gradient_checkpointing"):
-        recompute_layers("x", nn.Linear(2, 2))
+def test_a_model_without_known_layers_is_refused(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen, "transformer_layers", lambda model: [])
+    with pytest.raises(ConfigError, match=r"decoders\.qwen\.model: its .* does not show"):
+        load(pair)
+
+
+def test_a_quantised_checkpoint_is_not_parted(pair: Path) -> None:
+    model = load(pair).model
+    config = DecoderConfig(model="m", shard=2)
+    assert sharding_problems("x", config, model, dtype=torch.float32) == []
+    model.config.quantization_config = {"quant_method": "fp8"}
+    (problem,) = sharding_problems("x", config, model, dtype=torch.float32)
+    assert problem.startswith("decoders.x.shard: 2, but m is quantised already")
 
 
 @pytest.mark.parametrize("kind", ["none", *QUANTISED])
@@ -240,6 +253,13 @@ def test_reading_leaves_a_decoder_as_it_was_loaded(pair: Path, kind: str) -> Non
     again = fingerprint(load(pair, quantization=kind).model)
     assert combined(again) == combined(before)
     assert "model.rotary_emb.inv_freq" in before, "a buffer that no checkpoint holds"
+    # Another processor rounds that otherwise.
+    elsewhere = {**before, "model.rotary_emb.inv_freq": "0"}
+    assert combined(elsewhere) != combined(before)
+    assert of_weights(decoder.model, elsewhere) == of_weights(decoder.model, before)
+    assert of_weights(decoder.model, {**before, "model.norm.weight": "0"}) != of_weights(
+        decoder.model, before
+    )
 
 
 CHANGES: dict[str, tuple[str, Callable[[Any], Tensor]]] = {

@@ -41,7 +41,7 @@ def test_a_changed_decoder_is_refused_by_name_and_nothing_is_lost(
     assert step is not None
     known = read_manifest(step.path).decoders
     assert known["qwen"]["model"] == str(own / "qwen")
-    assert all(len(known[name]["weights"]) == 64 for name in ("llama", "qwen"))
+    assert all(len(known[name]["parameters"]) == 64 for name in ("llama", "qwen"))
 
     path = own / "qwen" / "model.safetensors"
     weights = load_file(path)
@@ -58,8 +58,8 @@ def test_a_changed_decoder_is_refused_by_name_and_nothing_is_lost(
 
 
 def test_what_cannot_be_compared_is_not() -> None:
-    before = {"d": {"model": "m", "revision": "1", "shapes": "a", "weights": None}}
-    now = {"d": {"model": "m", "revision": "1", "shapes": "a", "weights": "w"}}
+    before = {"d": {"model": "m", "revision": "1", "shapes": "a", "parameters": None}}
+    now = {"d": {"model": "m", "revision": "1", "shapes": "a", "parameters": "w"}}
     assert identity_problems(before, now, where="here") == []
     now["d"]["shapes"] = "b"
     (problem,) = identity_problems(before, now, where="here")
@@ -72,7 +72,7 @@ def test_inputs_of_another_size_are_refused() -> None:
     def of_size(rms: float) -> dict[str, Any]:
         return {"d": {"model": "m", "revision": "1", "shape": {"embedding_rms": rms}}}
 
-    keys = {"shapes": None, "weights": None}
+    keys = {"shapes": None, "parameters": None}
     before, close, scaled = (of_size(rms) for rms in (0.02, 0.0201, 0.9))
     for each in (before, close, scaled):
         each["d"] |= keys

@@ -52,10 +52,11 @@ def resolve(arguments: Sequence[str]) -> list[str]:
     own = [*environment.RUNNER_DEFAULTS, *runner.overrides]
     names = config_file.decoder_names(passed_on.recipe, own)
     settings = environment.read(os.environ, decoders=names)
+    variables = [_of_hero(text) if runner.hero else text for text in settings.overrides]
     first = [text.partition(",")[0] for text in settings.lists]
     try:
         config = config_file.load(
-            passed_on.recipe, [*own, *settings.overrides, *first, *passed_on.overrides]
+            passed_on.recipe, [*own, *variables, *first, *passed_on.overrides]
         )
     except ConfigError as error:
         raise ConfigError(environment.with_sources(error.problems, settings.sources)) from None
@@ -64,10 +65,16 @@ def resolve(arguments: Sequence[str]) -> list[str]:
         _look_for_base(config, default)
     return [
         *own,
-        *settings.overrides,
+        *variables,
         *(f"--list={text}" for text in settings.lists),
         *(f"--needs={name}" for name in needed_packages(config)),
     ]
+
+
+def _of_hero(override: str) -> str:
+    """The override, where it names the run as that of a hero: not the run that it builds on."""
+    is_tag = override.startswith("run.tag=")
+    return f"{override}_hero" if is_tag and not override.endswith(_HERO_SUFFIXES) else override
 
 
 def needed_packages(config: Config) -> list[str]:

@@ -83,16 +83,23 @@ def judge(
 
 
 def conclude(
-    config: Config, *, job: str, attempt: int, code: int, now: datetime | None = None
+    config: Config,
+    *,
+    job: str,
+    attempt: int,
+    code: int,
+    since: datetime | None = None,
+    now: datetime | None = None,
 ) -> Verdict:
     """Judges an attempt that has ended, and leaves a line about it in the run's folder.
 
     Args:
         job: the scheduler's number.
         code: of the launcher.
+        since: when the attempt began; None where that is not known.
     """
     folder = Path(config.run.root) / config.run.tag
-    status = read_status(folder)
+    status = _said(read_status(folder), since=None if code == 0 else since)
     step = newest(Path(config.checkpoint.root) / config.run.tag)
     reached = step.name if step else ""
     before = _attempts(folder)
@@ -131,6 +138,21 @@ def conclude(
     return verdict
 
 
+def _said(status: dict[str, Any], *, since: datetime | None) -> dict[str, Any]:
+    """What a status says of an attempt that began at ``since``: nothing, where it is older."""
+    refused = status.get("refused")
+    if isinstance(refused, dict) and not _is_older(refused, since):
+        return {**status, "state": "failed", "code": 2, "reason": refused.get("reason")}
+    return {} if _is_older(status, since) else status
+
+
+def _is_older(said: Mapping[str, Any], since: datetime | None) -> bool:
+    try:
+        return since is not None and datetime.fromisoformat(said["time"]) < since
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
 def _attempts(folder: Path) -> list[dict[str, Any]]:
     """What earlier ones left; a line that a full disk or a kill has torn is left out."""
     try:
@@ -143,6 +165,7 @@ def _requeue(arguments: Sequence[str]) -> int:
     """0: queue it again; 3: do not; 2: the arguments make no sense."""
     parser = Parser(prog="latentwire slurm requeue", allow_abbrev=False)
     parser.add_argument("--code", type=int, required=True, help="of the launcher")
+    parser.add_argument("--since", type=_time, help="when the attempt began, in ISO 8601 with zone")
     parser.add_argument("command", choices=["train", "eval"])
     parser.add_argument("rest", nargs=argparse.REMAINDER)
     options = parser.parse_args(list(arguments))
@@ -151,9 +174,17 @@ def _requeue(arguments: Sequence[str]) -> int:
         job=os.environ.get("SLURM_JOB_ID", ""),
         attempt=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         code=options.code,
+        since=options.since,
     )
     print(f"slurm: {verdict.why}", file=sys.stderr)
     return 0 if verdict.requeue else 3
+
+
+def _time(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    if found.tzinfo is None:
+        raise ValueError(f"{text} has no time zone")
+    return found
 
 
 def _config(arguments: Sequence[str]) -> Config:

@@ -4,9 +4,11 @@ import errno
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from latentwire import config_file
 from latentwire.arguments import Arguments, parse
@@ -15,6 +17,7 @@ from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.peers import LostPeerError
 from latentwire.training import run
+from latentwire.training.attempts import has_begun
 from latentwire.training.cache_error import CacheError
 from latentwire.training.dry_run import describe
 from latentwire.training.error_file import leave_error_file
@@ -24,7 +27,7 @@ from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock, is_held
-from latentwire.training.status import FILES, read_status, write_status
+from latentwire.training.status import FILES, note_refusal, read_status, write_status
 from latentwire.training.unreadable import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,9 @@ def _train(options: Arguments) -> int:
     if options.wire is not None:
         raise ConfigError(["--wire: an exported wire is evaluated, not trained; latentwire eval"])
     config = config_file.load(options.recipe, options.overrides)
+    if has_begun(Path(config.run.root) / config.run.tag):
+        # What the first attempt has deleted or gone back from is what this one goes on with.
+        options = replace(options, fresh=False, overwrite=False, resume_from=None)
     plan = preflight(
         config,
         world_size=process_groups.launch_world_size(),
@@ -131,14 +137,13 @@ def _locked(plan: Plan, *, has_checkpoints: bool, trains: bool) -> AbstractConte
 
 def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     """Runs ``work``; how it ends goes into the run's status."""
-    was_finished = read_status(plan.run_folder).get("state") == "finished"
+    before = read_status(plan.run_folder)
     try:
         _mark_running(plan)
         return work().code
     except ConfigError as error:
         # What a user can mend ends as a message; the launcher ends the other ranks.
-        is_finished = was_finished and (plan.run_folder / FILES["metrics"]).exists()
-        return _refuse(error, plan.run_folder, is_finished=is_finished)
+        return _refuse(error, plan.run_folder, is_finished=_is_as_it_ended(plan, before))
     except (SaveError, CacheError, UnreadableError) as error:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
@@ -174,6 +179,16 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except BaseException as error:
         _failed(plan.run_folder, error)
         raise
+
+
+def _is_as_it_ended(plan: Plan, before: Mapping[str, Any]) -> bool:
+    """Whether a run that was finished when its status was ``before`` is still what it was."""
+    now = read_status(plan.run_folder)
+    return (
+        before.get("state") == "finished"
+        and all(now.get(key) == before.get(key) for key in ("stage", "step"))
+        and (plan.run_folder / FILES["metrics"]).exists()
+    )
 
 
 def _mark_running(plan: Plan) -> None:
@@ -229,17 +244,29 @@ def _guarded(
 def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:
     """The run whose status is to say that a command was refused; None where none is.
 
-    A command that was refused has done nothing: a run that is finished stays so, and one that
-    another job is at has that job's status.
+    One that another job is at has that job's status.
     """
-    if options is None or options.dry_run or options.wire is not None:
+    if options is None or options.dry_run:
         return None
-    folder = config_file.guess_run_folder(options.recipe, options.overrides)
+    if options.wire is None:
+        folder = config_file.guess_run_folder(options.recipe, options.overrides)
+    else:
+        folder, makes_runs = _exported_run(options), True
     if folder is None or not (makes_runs or folder.exists()):
         return None
     # Where rank 0 had nothing to refuse, it is the one that has the run.
     is_others = process_groups.launch_rank() == 0 and is_held(folder)
-    return None if is_others or read_status(folder).get("state") == "finished" else folder
+    return None if is_others else folder
+
+
+def _exported_run(options: Arguments) -> Path | None:
+    """Where an export's evaluation goes, as far as that can be told."""
+    assert options.wire is not None
+    try:
+        config = exported_config(Path(options.wire), options.overrides)
+    except (ConfigError, OSError):
+        return None
+    return Path(config.run.root) / config.run.tag
 
 
 def _refuse(error: ConfigError, folder: Path | None, *, is_finished: bool = False) -> int:
@@ -259,11 +286,14 @@ def _refuse(error: ConfigError, folder: Path | None, *, is_finished: bool = Fals
     lines = "\n".join(f"  {problem}" for problem in error.problems)
     print(f"{where}latentwire cannot start:\n{lines}", file=sys.stderr, flush=True)
     if folder is not None:
+        reason = "; ".join(error.problems)
         try:
             if is_finished:
                 write_status(folder, state="finished", code=0)
+            if read_status(folder).get("state") == "finished":
+                note_refusal(folder, reason)
             else:
-                write_status(folder, state="failed", code=2, reason="; ".join(error.problems))
+                write_status(folder, state="failed", code=2, reason=reason)
         except OSError as failure:
             print(f"the status could not be written: {failure}", file=sys.stderr)
     return 2

@@ -41,7 +41,7 @@ whole() { # whole NAME VALUE LOWEST
     fi
 }
 
-num_nodes=${NNODES:-1} port=${RDZV_PORT:-29500}
+id=latentwire num_nodes=${NNODES:-1} port=${RDZV_PORT:-29500}
 timeout=${RDZV_TIMEOUT:-600} max_restarts=${MAX_RESTARTS:-0}
 whole NNODES "$num_nodes" 1
 whole RDZV_PORT "$port" 1
@@ -77,6 +77,8 @@ export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '
 if ((num_nodes == 1)); then
     # Port 0 takes a free port; the host's own name may not resolve.
     rendezvous=(--rdzv-endpoint=localhost:0 --local-addr=localhost)
+    # Of this command alone: its restarts know each other by it.
+    id=latentwire-$$
 else
     own=$(getent ahostsv4 "${NODE_ADDR:-$(hostname)}" | awk 'NR == 1 { print $1 }') || own=
     if [[ -z ${SOCKET_IFNAME:-} && $own == 127.* ]]; then
@@ -97,5 +99,5 @@ fi
 mkdir -p "$log_dir"
 exec "$py" -m torch.distributed.run \
     --nnodes="$num_nodes" --nproc-per-node="$nproc_per_node" \
-    --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-latentwire}" "${rendezvous[@]}" \
+    --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-$id}" "${rendezvous[@]}" \
     --max-restarts="$max_restarts" --log-dir="$log_dir" --tee=3 "${module[@]}" "$@"

@@ -80,12 +80,14 @@ def test_a_wish_that_is_refused_leaves_a_finished_run_finished(
 ) -> None:
     folder, overrides = trained
     write_status(folder, state="finished", code=0)
-    before = (folder / "status.json").read_text()
+    before = json.loads((folder / "status.json").read_text())
     wish = ["--resume-from", "stageA/step-00000099"]
     # One process may go on with a run of two.
     assert train.main(["--recipe", "smoke", *wish, *overrides]) == 2
     assert "'stageA/step-00000099' is no checkpoint of this run" in capsys.readouterr().err
-    assert (folder / "status.json").read_text() == before
+    now = json.loads((folder / "status.json").read_text())
+    assert "is no checkpoint of this run" in now.pop("refused")["reason"]
+    assert now == before
 
 
 def test_a_damaged_wish_leaves_a_finished_run_finished(

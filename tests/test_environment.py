@@ -199,6 +199,15 @@ def test_a_hero_run_knows_its_base(tag: str, default: str, base: str) -> None:
     assert from_env.base_tag(tag, default) == base
 
 
+@pytest.mark.parametrize("tag", ["mine", "mine_hero", "mine-hero"])
+def test_a_hero_run_is_a_run_of_its_own(monkeypatch: pytest.MonkeyPatch, tag: str) -> None:
+    own = "mine_hero" if tag == "mine" else tag
+    lines = resolve(monkeypatch, "--hero", "run.tag=single_hero", RUN_TAG=tag)
+    assert [line for line in lines if line.startswith("run.tag=")][-1] == f"run.tag={own}"
+    plain = resolve(monkeypatch, "run.tag=single", RUN_TAG=tag)
+    assert [line for line in plain if line.startswith("run.tag=")][-1] == f"run.tag={tag}"
+
+
 def test_a_hero_run_on_no_accepted_run_warns_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

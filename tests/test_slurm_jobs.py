@@ -5,16 +5,19 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 
-from latentwire import config_file, slurm
+from latentwire import config_file, slurm, train
 from latentwire.config import Config
 from latentwire.slurm import ArrayPoint, conclude, judge
-from latentwire.training.status import write_status
+from latentwire.training import exported_eval
+from latentwire.training.status import note_refusal, write_status
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,46 @@ def test_attempts_without_a_new_checkpoint_are_counted_by_job(
     lines = [json.loads(line) for line in (folder / slurm.ATTEMPTS).read_text().splitlines()]
     assert [line["num_stuck"] for line in lines] == [0, 1, 2, 1, 0, 1, 2]
     assert lines[-1]["why"].startswith("the run was preempted; 2 attempts in a row")
+
+
+def test_what_an_earlier_attempt_left_is_not_this_ones_end(config: Config) -> None:
+    folder = Path(config.run.root) / "t"
+    write_status(folder, state="finished", code=0)
+    told = json.loads((folder / "status.json").read_text())
+    written = datetime.fromisoformat(told["time"])
+
+    def end(code: int, *, seconds: int) -> slurm.Verdict:
+        since = written + timedelta(seconds=seconds)
+        return conclude(config, job=f"{code}{seconds}", attempt=0, code=code, since=since)
+
+    assert not end(1, seconds=-60).requeue
+    assert not end(0, seconds=60).requeue, "clocks of nodes may differ"
+    silent = end(1, seconds=60)
+    assert silent.requeue
+    assert "ended without a word (code 1)" in silent.why
+    write_status(folder, state="failed", code=2, reason="a wrong path")
+    assert end(1, seconds=600).requeue, "the path may have been mended"
+    # A command that was refused leaves a finished run what it is, and is not queued again.
+    write_status(folder, state="finished", code=0)
+    note_refusal(folder, "a wrong key")
+    refused = end(1, seconds=-60)
+    assert not refused.requeue
+    assert refused.why == "the run cannot start: a wrong key"
+    assert json.loads((folder / "status.json").read_text())["state"] == "finished"
+    assert end(1, seconds=601).requeue, "that was another command"
+
+
+def test_a_refused_export_is_not_queued_again(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    gone = replace(config, decoders={"x": replace(config.decoders["llama"], model="./gone")})
+    for module in (train, exported_eval):
+        monkeypatch.setattr(module, "exported_config", lambda folder, overrides: gone)
+    monkeypatch.setattr(train, "trained_with", lambda folder: gone)
+    wire = ["--wire", str(tmp_path / "wire")]
+    assert train.main_eval(wire) == 2
+    assert slurm.main(["requeue", "--code", "1", "eval", *wire]) == 3
+    assert "the run cannot start: decoders.x.model: './gone'" in capsys.readouterr().err
 
 
 def test_a_torn_line_of_an_attempt_is_left_out(config: Config) -> None:

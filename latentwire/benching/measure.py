@@ -132,7 +132,7 @@ def _measure(
         plain = None
         ours = bench.first_step()
         bench.block(settings.warmup)
-        found.memory = peak_memory(groups.device)
+        found.memory = max(bench.memory, peak_memory(groups.device))
         if settings.plain:
             found.plain_operations = operations.of_plain_step(job, first, teacher=is_taught)
             plain = PlainLoop(job)
@@ -158,6 +158,8 @@ class _Bench:
         self, plan: Plan, job: Job, stage: Stage, stop: StopRequest, frozen: FrozenCheck
     ) -> None:
         self.done = 0
+        self.memory = 0
+        """Bytes at the peak so far."""
         self._plan, self._job, self._stage, self._stop = plan, job, stage, stop
         self._frozen = frozen
         self._reporter: Reporter | None = None
@@ -237,6 +239,8 @@ class _Bench:
     def _record(self, record: StepRecord) -> None:
         assert self._reporter is not None
         settle(self._job.device)
+        # A row begins the count anew.
+        self.memory = max(self.memory, peak_memory(self._job.device))
         start = time.perf_counter()
         self._reporter.record(record)
         self._records.append((record, time.perf_counter() - start))

@@ -118,6 +118,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def manifest_digest(folder: Path) -> str | None:
+    """SHA-256 of a step's manifest, and so of all that it says of the step; None without one."""
+    try:
+        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
 def describe_file(path: Path) -> FileEntry:
     """Reads a file once and says what it is.
 

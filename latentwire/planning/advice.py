@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from latentwire import config_checks
 from latentwire.config import Config, DecoderConfig
 from latentwire.distributed import topology
 from latentwire.planning.batch import Lengths
@@ -110,7 +111,9 @@ class Adviser:
         return config
 
     def _ranks(self, config: Config) -> list[RankMemory] | None:
-        """The prediction of a configuration; None where it has no valid layout."""
+        """The prediction of a configuration; None where it would be refused."""
+        if config_checks.problems(config):
+            return None
         try:
             layout = lay_out(config, self._nodes)
         except ValueError:

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from latentwire.checkpointing import best
 from latentwire.checkpointing.best import Best, Standing
 from latentwire.checkpointing.commit import STAGES, Step, newest, step_at
+from latentwire.checkpointing.manifest import manifest_digest
 from latentwire.checkpointing.state import Place, place_from, place_tree, read_place
 from latentwire.config import ConfigError
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import broadcast_json
 from latentwire.training.preflight import Plan
 from latentwire.training.stages import Stage
-from latentwire.training.status import FILES
+from latentwire.training.status import FILES, read_status
 from latentwire.training.unreadable import agreed_first
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ class Checkpoint:
     """``unsaved``: the wire as it was trained, of which no step could be saved."""
 
     def describe(self) -> dict[str, Any]:
-        """For ``metrics.json``."""
-        at: dict[str, Any] = {"stage": None, "step": 0}
+        """For ``metrics.json``. ``manifest`` tells steps of one number apart: a run that has gone
+        back writes such."""
+        at: dict[str, Any] = {"stage": None, "step": 0, "manifest": None}
         if self.step is not None:
             at = {"stage": self.step.stage, "step": self.step.number}
+            at["manifest"] = manifest_digest(self.step.path)
         return at | {"which": self.which}
 
 
@@ -129,6 +132,14 @@ def steps_done(plan: Plan, stage: str, place: Place | None) -> int:
     return place.step
 
 
+def is_trained(plan: Plan, place: Place) -> bool:
+    """Whether a run that is only evaluated has nothing left to train, as far as its status says
+    how long its stages are."""
+    lengths = read_status(plan.run_folder).get("num_steps")
+    known = lengths if isinstance(lengths, dict) else {}
+    return all(steps_done(plan, stage, place) >= known.get(stage, 0) for stage in STAGES)
+
+
 def agreed_finished(
     plan: Plan,
     groups: ProcessGroups,
@@ -147,6 +158,8 @@ def agreed_finished(
             evaluated = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
             wanted = checkpoint.describe()
             is_evaluated = all(evaluated[key] == wanted[key] for key in ("stage", "step"))
+            # Older metrics do not have it.
+            is_evaluated &= evaluated.get("manifest") in (None, wanted["manifest"])
         except (OSError, ValueError, KeyError, TypeError):
             is_evaluated = False
     return bool(broadcast_json(is_evaluated, groups.world)) and is_trained

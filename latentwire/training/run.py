@@ -29,6 +29,7 @@ from latentwire.distributed.messages import barrier, gather_json
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume, teacher_build, token_build
+from latentwire.training.attempts import launch
 from latentwire.training.cuts import warn_of_cuts, warn_of_long
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
@@ -58,6 +59,8 @@ from latentwire.training.validation import Validator
 
 log = logging.getLogger(__name__)
 
+_LEFT = "it was evaluated at {}, before its training is over; the same command goes on with that"
+
 
 def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> Outcome:
     """Runs or resumes all stages. Every rank of the world calls it.
@@ -71,13 +74,15 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
         _open_folder(plan, groups, wipe=wipe)
         found = agreed_start(plan.checkpoint_folder, groups.world, wanted=resume_from)
         if groups.rank == 0:
-            record(plan)  # not before: a start that is refused leaves the run what it was
+            # A restart of this command deletes nothing any more, and does not go back again.
+            write_status(plan.run_folder, state="running", begun_by=launch())
         step, place = found or (None, None)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
         _report_early_end(plan, stages, place)
         checkpoint = resume.chosen(plan, step, standing.best)
         if resume.agreed_finished(plan, groups, stages, place, checkpoint):
+            _record(plan, groups)
             return _show_finished(plan, groups)
         validated, examples = draw_validation(config), draw_evaluation(config)
         if groups.rank == 0:
@@ -92,6 +97,7 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             state.restore(step, job.units, unit_groups(job))
             state.restore_generators(step, rank=groups.rank, world_size=groups.world.size)
             log.info("resumed from %s", step.path)
+        _record(plan, groups)  # not before: a start that is refused leaves the run what it was
         if reason := _fill_caches(plan, job, stages, place, frozen, stop):
             return stopped(plan, groups, reason, why=stop.reason)
         validation = _open_stream(plan, groups, plan.run_folder / FILES["validation"], place)
@@ -133,7 +139,8 @@ def evaluate_only(plan: Plan) -> Outcome:
         if checkpoint.step is not None:
             _check_decoders(checkpoint.step, identities(job, frozen.before))
         _load(checkpoint, job)
-        return _evaluate(plan, job, frozen, examples, checkpoint, stop)
+        left = "" if resume.is_trained(plan, place) else _LEFT.format(step.name)
+        return _evaluate(plan, job, frozen, examples, checkpoint, stop, left=left)
 
 
 def _validated_by_run(plan: Plan) -> list[Example]:
@@ -223,9 +230,13 @@ def _evaluate(
     examples: Sequence[Example],
     checkpoint: Checkpoint,
     stop: StopRequest,
+    *,
+    left: str = "",
 ) -> Outcome:
     try:
-        evaluate_into_folder(plan, job, frozen, examples, checkpoint=checkpoint, stop=stop)
+        evaluate_into_folder(
+            plan, job, frozen, examples, checkpoint=checkpoint, stop=stop, left=left
+        )
     except Interrupted as request:
         return stopped(plan, job.groups, request.reason)
     return Outcome(state="finished", code=0)
@@ -239,6 +250,11 @@ def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> None:
     log_to(plan.run_folder / FILES["log"], rank=groups.rank)
     log.info("run '%s' in %s", plan.config.run.tag, plan.run_folder)
     log.info("%s", plan.topology.table())
+
+
+def _record(plan: Plan, groups: ProcessGroups) -> None:
+    if groups.rank == 0:
+        record(plan)
 
 
 def _open_stream(

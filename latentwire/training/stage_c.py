@@ -48,11 +48,13 @@ def evaluate_into_folder(
     *,
     checkpoint: Checkpoint,
     stop: StopRequest,
+    left: str = "",
 ) -> None:
     """Evaluates the wire as it stands and writes metrics and predictions. All ranks call.
 
     Args:
         checkpoint: the one that holds this wire.
+        left: what keeps the run from being finished all the same.
 
     Raises:
         Interrupted: ``stop`` was asked for; nothing was written.
@@ -88,8 +90,9 @@ def evaluate_into_folder(
             metrics["decoders"][name]["reconstruction"] = by_arm
         _write_results(plan, metrics, predictions, examples)
         print_result(plan, metrics)
-        _write_report(plan)
-        write_status(plan.run_folder, state="finished", code=0)
+        state = "stopped" if left else "finished"
+        _write_report(plan, state)
+        write_status(plan.run_folder, state=state, code=0, reason=left)
     barrier(job.groups.world)
 
 
@@ -131,10 +134,10 @@ def _write_results(
         publish(plan.run_folder / FILES[name], text.encode())
 
 
-def _write_report(plan: Plan) -> None:
-    """Before the status says ``finished``, so that whoever waits for that finds it."""
+def _write_report(plan: Plan, state: str) -> None:
+    """Before the status says so too, so that whoever waits for that finds it."""
     try:
-        path = write_report([plan.run_folder], state="finished")
+        path = write_report([plan.run_folder], state=state)
     except Exception as error:
         # A page about the run is no reason to lose the run.
         log.warning("no report was made: %s: %s", type(error).__name__, error)

@@ -27,9 +27,10 @@ def write_status(
     stream: Mapping[str, Any] | None = None,
     trouble: str = "",
     health: Mapping[str, str] | None = None,
+    begun_by: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Replaces the status atomically; ``stage``, ``step``, ``num_steps``, ``stream``, ``health``
-    and the path of the diagnostics stay as they were when not given.
+    """Replaces the status atomically; ``stage``, ``step``, ``num_steps``, ``stream``, ``health``,
+    ``begun_by`` and the path of the diagnostics stay as they were when not given.
 
     Args:
         state: running, finished, preempted, stopped or failed.
@@ -37,6 +38,7 @@ def write_status(
         num_steps: how long each stage will be.
         stream: what the diagnostics came to: rows written, dropped, late.
         health: state of each decoder's wire.
+        begun_by: the launch whose attempts are at it, as ``attempts.launch``.
         trouble: what keeps diagnostics from being written at present.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,14 +54,28 @@ def write_status(
             "step": before.get("step") if step is None else step,
             "num_steps": before.get("num_steps") if num_steps is None else dict(num_steps),
             "reason": reason,
-            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "time": _now(),
             "diagnostics": diagnosed,
             "health": dict(health) if health is not None else before.get("health") or {},
+            "begun_by": before.get("begun_by") if begun_by is None else dict(begun_by),
             "files": files,
         }
-        text = json.dumps(status, indent=2) + "\n"
-        # A disk that is slow to sync holds nobody up.
-        publish(folder / "status.json", text.encode(), durably=False)
+        _publish(folder, status)
+
+
+def note_refusal(folder: Path, reason: str) -> None:
+    """Adds to a run's status, which stays what it is, that a command was refused just now."""
+    with _writing:
+        _publish(folder, read_status(folder) | {"refused": {"time": _now(), "reason": reason}})
+
+
+def _publish(folder: Path, status: Mapping[str, Any]) -> None:
+    # A disk that is slow to sync holds nobody up.
+    publish(folder / "status.json", (json.dumps(status, indent=2) + "\n").encode(), durably=False)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def diagnostics_path(folder: Path) -> Path:

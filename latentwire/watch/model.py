@@ -18,6 +18,8 @@ ENDED = ("finished", "preempted", "stopped", "failed")
 KEPT = 120
 """Log steps of which curves are kept."""
 _RECENT = 20
+_BEHIND = 5
+"""Logged steps that a rank's rows may be late by."""
 """Log steps over which speed is measured."""
 
 _WORLD = ("grad_norm", "grad_norm_clipped")
@@ -114,6 +116,8 @@ class RunModel:
     last_place: Place | None = None
     last_time: datetime | None = None
     _seconds: dict[int, deque[float]] = field(default_factory=dict)
+    _seen: dict[int, Place] = field(default_factory=dict)
+    """Of each rank, its last row's."""
     _times: dict[str, dict[int, datetime]] = field(default_factory=dict)
     _steps: dict[str, int] = field(default_factory=dict)
 
@@ -155,6 +159,7 @@ class RunModel:
         self.dropped.add(row)
         if _is_number(row.get("sec_per_step")) and isinstance(rank, int):
             self._seconds.setdefault(rank, deque(maxlen=_RECENT)).append(row["sec_per_step"])
+            self._seen[rank] = place
         self._steps[stage] = max(step, self._steps.get(stage, 0))
         if self.last_place is None or _order(place) > _order(self.last_place):
             self.last_place = place
@@ -167,12 +172,27 @@ class RunModel:
 
     @property
     def num_ranks(self) -> int:
-        return len(self._seconds)
+        return len(self.step_seconds())
 
     def step_seconds(self) -> dict[int, float]:
-        """Each rank's median time of its last logged steps, the slowest rank first."""
-        found = {rank: median(seconds) for rank, seconds in self._seconds.items()}
+        """Each rank's median time of its last logged steps, the slowest rank first.
+
+        Of ranks whose rows still come: a run may go on with fewer.
+        """
+        found = {
+            rank: median(seconds)
+            for rank, seconds in self._seconds.items()
+            if _order(self._seen[rank]) >= self._oldest()
+        }
         return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+    def _oldest(self) -> tuple[int, str, int]:
+        """Where a rank must have been that is still there: a few logged steps ago."""
+        assert self.last_place is not None
+        stage, _ = self.last_place
+        steps = list(self._times.get(stage, {}))[-_BEHIND:]
+        # Early in a stage the others may not have come to it yet.
+        return _order((stage, steps[0])) if len(steps) == _BEHIND else (-1, "", 0)
 
     def stages(self, *, num_steps: dict[str, int], state: str) -> list[StageProgress]:
         """Progress of every stage that has steps.

@@ -26,7 +26,8 @@ set_up
 # Runs one torchrun a node and returns its code: run_job train|eval ARGUMENTS...
 # A job that was preempted, or failed on the way, is queued again, and then nothing returns.
 run_job() {
-    local attempt=${SLURM_RESTART_COUNT:-0} code=0 nodes step='' sender='' began
+    local attempt=${SLURM_RESTART_COUNT:-0} code=0 nodes step='' sender='' began since
+    since=$(date -u +%FT%T+00:00)
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     export NNODES=$SLURM_JOB_NUM_NODES HEAD_NODE=${nodes[0]}
     # Below the ports that systems hand out by themselves; another job on the node has another id.
@@ -62,7 +63,7 @@ run_job() {
         say "cancelled; the same command goes on from the last checkpoint"
         return "$code"
     fi
-    if "$py" -m latentwire.cli slurm requeue --code "$code" "$@"; then
+    if "$py" -m latentwire.cli slurm requeue --code "$code" --since "$since" "$@"; then
         scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID could not be queued again"
         # It is the end of this script.
         sleep 300

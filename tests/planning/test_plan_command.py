@@ -83,6 +83,26 @@ def test_what_it_advises_fits(capsys: pytest.CaptureFixture[str]) -> None:
         assert max(peaks) == change["peak"]
 
 
+def test_what_it_advises_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Compiled layers can be neither quantised nor parted."""
+    compiled = [f"decoders.{name}.compile=true" for name in ("llama", "qwen")]
+    small = ["--recipe", "squad_8b", "--gpu-memory", "30"]
+    _, plain = plan(*small, capsys=capsys)
+    _, found = plan(*small, *compiled, capsys=capsys)
+
+    def advised(found: dict[str, Any]) -> list[list[str]]:
+        together = found["advice"]["together"]
+        return [c["keys"] for c in (*found["advice"]["alone"], *([together] if together else []))]
+
+    def is_refused(keys: list[str]) -> bool:
+        return any("quantization" in key or "shard=" in key for key in keys)
+
+    assert any(is_refused(keys) for keys in advised(plain)), "or this shows nothing"
+    assert not any(is_refused(keys) for keys in advised(found))
+    for keys in advised(found):
+        config_file.load("squad_8b", [*compiled, *keys])
+
+
 def test_longer_texts_and_larger_batches_take_more(capsys: pytest.CaptureFixture[str]) -> None:
     def peak(*more: str) -> int:
         _, found = plan("--recipe", "squad_8b", *more, capsys=capsys)

@@ -49,7 +49,9 @@ def test_a_changed_decoder_is_refused_by_name_and_nothing_is_lost(
     weights[name][..., 0] += 1e-3
     save_file(weights, path, metadata={"format": "pt"})
     longer = small_overrides(own, tmp_path, "train.stage_a.steps=3", "train.stage_b.steps=0")
+    config = (tmp_path / "runs" / "test" / "config.yaml").read_text()
     (found,) = run_distributed(train_on_rank, 1, longer)
+    assert (tmp_path / "runs" / "test" / "config.yaml").read_text() == config
     (problem,) = found["refused"]
     assert problem.startswith("decoders.qwen.model: ") and "its weights changed" in problem
     assert step.name in problem and "restore that model, or start a new run.tag" in problem

@@ -120,6 +120,18 @@ def test_the_slowest_rank_is_named(tmp_path: Path) -> None:
     assert "min 0.40, median 0.55, max 0.70" in drawn(run)
 
 
+def test_ranks_that_are_gone_do_not_count() -> None:
+    """A run may go on with fewer."""
+    model = RunModel()
+    places = [("A", 10, 4), *(("B", step, 2) for step in range(10, 60, 10))]
+    for index, (stage, step, ranks) in enumerate(places):
+        for rank in range(ranks):
+            model.add([driver.step_row(stage, step, rank, "one", sec_per_step=1.0 + rank)])
+        # Until a few steps are logged, rows of the others may be late.
+        assert model.num_ranks == (2 if index == len(places) - 1 else 4), (stage, step)
+    assert model.step_seconds() == {1: 2.0, 0: 1.0}
+
+
 def test_the_picture_fits_80_columns_and_says_everything(tmp_path: Path) -> None:
     text = drawn(run_at(tmp_path / "r"))
     assert max(map(len, text.splitlines())) <= 80

@@ -52,6 +52,9 @@ FLAGS = {
 """Flags, and the keys they stand for."""
 
 
+_RECIPE = "smoke"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are a ``ConfigError``."""
 
@@ -84,6 +87,7 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
         prog=prog, description="Trains and evaluates a wire; see README.md.", allow_abbrev=False
     )
     add_run(parser)
+    parser.set_defaults(recipe=None)
     parser.add_argument("--dry-run", action="store_true", help="print what would run, and end")
     parser.add_argument("--fresh", action="store_true", help="refuse to continue an existing run")
     parser.add_argument(
@@ -98,10 +102,15 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
         "--wire", metavar="FOLDER", help="of eval: an exported wire, in place of a run's checkpoint"
     )
     options = parser.parse_intermixed_args(list(arguments))
+    if options.overwrite and not options.fresh:
+        raise ConfigError(["--overwrite: it deletes a run that --fresh starts anew; add --fresh"])
+    for flag, given in (("--recipe", options.recipe), ("--dry-run", options.dry_run)):
+        if options.wire is not None and given:
+            raise ConfigError([f"{flag} and --wire: an export has its own settings; leave one out"])
     if options.resume_from and options.fresh:
         raise ConfigError(["--resume-from and --fresh: a new run has no steps; leave one out"])
     return Arguments(
-        recipe=options.recipe,
+        recipe=options.recipe or _RECIPE,
         overrides=with_flags(options),
         dry_run=options.dry_run,
         fresh=options.fresh,
@@ -113,7 +122,7 @@ def parse(arguments: Sequence[str], *, prog: str = "latentwire train") -> Argume
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds what names a configuration: recipe, flags and overrides."""
-    parser.add_argument("--recipe", default="smoke", help="a packaged recipe or a YAML file")
+    parser.add_argument("--recipe", default=_RECIPE, help="a packaged recipe or a YAML file")
     for name, flag in FLAGS.items():
         meaning = f"{flag.key}: {flag.meaning}"
         if flag.metavar is None:

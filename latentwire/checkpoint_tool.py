@@ -7,12 +7,12 @@ from pathlib import Path
 import yaml
 
 from latentwire.arguments import Parser
-from latentwire.checkpointing import best, commit, export
+from latentwire.checkpointing import commit, export
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import PARTS
 from latentwire.checkpointing.manifest import content_problems, read_manifest
 from latentwire.checkpointing.state import CONFIG, read_place
-from latentwire.config import ConfigError, flatten
+from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import from_tree
 from latentwire.training.status import FILES
 
@@ -71,15 +71,15 @@ def evaluated_step(text: str) -> Step:
     the best step by validation or the latest.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is damaged.
     """
     latest = _step(text)
     standing = read_place(latest).validation
-    tree = yaml.safe_load((latest.path / CONFIG).read_text(encoding="utf-8"))
     is_named = Path(text).resolve() == latest.path.resolve()
-    if is_named or standing.best is None or from_tree(tree).eval.checkpoint == "last":
+    if is_named or standing.best is None or _config_of(latest).eval.checkpoint == "last":
         return latest
-    return best.find(latest.path.parent.parent, standing.best) or latest
+    root = latest.path.parent.parent
+    return _whole(commit.step_at(root, standing.best.stage, standing.best.step), of="the best")
 
 
 def _step(text: str) -> Step:
@@ -87,14 +87,30 @@ def _step(text: str) -> Step:
     path = Path(text)
     step = commit.step_named(path.parent.parent, text)
     if step is not None and step.path.is_dir():
-        if found := commit.problems(step):
-            raise ConfigError(found)
-        return step
+        return _whole(step, of="the named")
     root = _root(text)
-    latest = commit.read_latest(root) or commit.newest(root)
-    if latest is None:
+    every = commit.steps(root)
+    if not every:
         raise ConfigError([f"'{text}' has no valid step; latentwire checkpoint verify tells why"])
-    return latest
+    # Another one in its place would be another wire.
+    return _whole(commit.read_latest(root) or every[-1], of="the latest")
+
+
+def _whole(step: Step, *, of: str) -> Step:
+    if found := commit.problems(step):
+        raise ConfigError([*found, f"{of} step is damaged; name another step's folder"])
+    return step
+
+
+def _config_of(step: Step) -> Config:
+    """The configuration that a step holds.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if found := content_problems(step.path, read_manifest(step.path), [CONFIG]):
+        raise ConfigError(found)
+    return from_tree(yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8")))
 
 
 def _list(root: Path) -> int:
@@ -146,6 +162,9 @@ def _verify(text: str) -> int:
 def _diff(first: Step, second: Step) -> int:
     lines = _config_lines(first, second)
     one, two = read_manifest(first.path), read_manifest(second.path)
+    for step, manifest in ((first, one), (second, two)):
+        if found := content_problems(step.path, manifest, manifest.files):
+            raise ConfigError(found)
     for name in sorted(one.units.keys() | two.units.keys()):
         if name not in one.units or name not in two.units:
             where = first if name in one.units else second
@@ -159,8 +178,7 @@ def _diff(first: Step, second: Step) -> int:
 
 
 def _config_lines(first: Step, second: Step) -> list[str]:
-    trees = [yaml.safe_load((step.path / CONFIG).read_text("utf-8")) for step in (first, second)]
-    old, new = (flatten(from_tree(tree)) for tree in trees)
+    old, new = (flatten(_config_of(step)) for step in (first, second))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"config {key}: {old.get(key)} | {new.get(key)}" for key in keys[:_SHOWN]]
 

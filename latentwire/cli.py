@@ -28,6 +28,8 @@ latentwire <command> --help tells more.
 
 _PIPE_CLOSED = 141
 """What a shell calls the end by SIGPIPE."""
+_INTERRUPTED = 130
+"""And by SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the lines has left; nothing may be flushed to there at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except KeyboardInterrupt:
+        print("latentwire: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return code
 
 

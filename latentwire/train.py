@@ -33,6 +33,8 @@ from latentwire.training.unreadable import UnreadableError
 log = logging.getLogger(__name__)
 
 _HELD_BACK_SECONDS = 30.0
+_INTERRUPTED = 130
+"""What a shell calls the end by SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,9 +63,7 @@ def _train(options: Arguments) -> int:
         resume_from=options.resume_from,
     )
     if options.dry_run:
-        if process_groups.launch_rank() == 0:
-            print(describe(plan))
-        return 0
+        return _describe(plan)
     wipe = options.fresh and options.overwrite
     return _supervised(
         plan,
@@ -73,6 +73,9 @@ def _train(options: Arguments) -> int:
 
 
 def _evaluate(options: Arguments) -> int:
+    given = {"--fresh": options.fresh, "--resume-from": options.resume_from is not None}
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise ConfigError([f"{name}: for training alone; leave it out" for name in names])
     if options.wire is not None:
         return _evaluate_exported(Path(options.wire), options)
     config = config_file.load(options.recipe, options.overrides)
@@ -85,6 +88,8 @@ def _evaluate(options: Arguments) -> int:
         overwrite=False,
         evaluation=True,
     )
+    if options.dry_run:
+        return _describe(plan)
     return _supervised(plan, lambda: run.evaluate_only(plan))
 
 
@@ -99,6 +104,12 @@ def _evaluate_exported(folder: Path, options: Arguments) -> int:
         trained=trained_with(folder),
     )
     return _supervised(plan, lambda: evaluate_exported(plan, folder), has_checkpoints=False)
+
+
+def _describe(plan: Plan) -> int:
+    if process_groups.launch_rank() == 0:
+        print(describe(plan))
+    return 0
 
 
 def _supervised(
@@ -176,6 +187,13 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
         # A collective that fails because another rank is gone: that rank's reason is the story.
         log.error("ended after %s (%s)", earlier, error)
         return 1
+    except KeyboardInterrupt:
+        # Before or after training, which takes it as the wish to save and end.
+        if process_groups.launch_rank() == 0:
+            state = "finished" if _is_as_it_ended(plan, before) else "stopped"
+            code = 0 if state == "finished" else 1
+            write_status(plan.run_folder, state=state, code=code, reason="asked by a signal")
+        raise
     except BaseException as error:
         _failed(plan.run_folder, error)
         raise
@@ -239,6 +257,9 @@ def _guarded(
         return command(options)
     except ConfigError as error:
         return _refuse(error, _refused_run(options, makes_runs=makes_runs))
+    except KeyboardInterrupt:
+        print("latentwire: interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:

@@ -122,6 +122,28 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
+def test_a_damaged_step_is_not_replaced_by_another(
+    trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoints(folder), copy)
+    earlier = str(copy / "stageA" / "step-00000002")
+    assert main(["diff", earlier, str(copy)]) == 1
+    damage(copy / "stageA" / "step-00000004" / "config.yaml")
+    capsys.readouterr()
+    assert main(["diff", earlier, str(copy)]) == 2
+    assert "config.yaml is damaged" in capsys.readouterr().err
+    (copy / "stageA" / "step-00000004" / "manifest.json").write_text("{")
+    for command in (["export", str(copy), str(tmp_path / "out")], ["diff", earlier, str(copy)]):
+        assert main(command) == 2
+        said = capsys.readouterr().err
+        assert "step-00000004/manifest.json is damaged" in said
+        assert "the latest step is damaged; name another step's folder" in said
+    assert not (tmp_path / "out").exists()
+    assert main(["export", earlier, str(tmp_path / "out")]) == 0
+
+
 def test_list_and_verify(
     trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

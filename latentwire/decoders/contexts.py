@@ -64,7 +64,10 @@ def _layer(layer: Any, index: Tensor | None, *, end: int | None) -> Any:
         assert type(layer) is DynamicLayer, "only full attention can be cut to a leading part"
         # Cut before rows are copied, so that nothing is copied that nobody reads.
         own.keys, own.values = own.keys[:, :, :end], own.values[:, :, :end]
-    if index is not None:
+    if index is not None and end == 0:
+        # A cache of no length takes itself for one that is not filled yet, and chooses no rows.
+        own.keys, own.values = own.keys[index], own.values[index]
+    elif index is not None:
         own.batch_select_indices(index)
     return own
 

@@ -8,6 +8,7 @@ import yaml
 
 FILES = {
     "config": "config.yaml",
+    "data": "data.json",
     "log": "pipeline.log",
     "diagnostics": "diagnostics.jsonl",
     "validation": "validation.jsonl",

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 
+from latentwire.checkpointing.commit import newest
 from latentwire.distributed.groups import ProcessGroups
 from latentwire.distributed.messages import barrier
 from latentwire.training.preflight import Plan
@@ -29,6 +30,15 @@ def stopped(plan: Plan, groups: ProcessGroups, reason: str, *, why: str = "") ->
     code = 0 if reason == "preempted" else 1
     if groups.rank == 0:
         log.info("%s: the trained steps are saved; the same command continues", reason)
-        write_status(plan.run_folder, state=reason, code=code, reason=why or "asked by a signal")
+        why = why or "asked by a signal"
+        step = newest(plan.checkpoint_folder)
+        write_status(
+            plan.run_folder,
+            state=reason,
+            code=code,
+            reason=why,
+            stage=step.stage if step else None,
+            step=step.number if step else None,
+        )
     barrier(groups.world)
     return Outcome(state=reason, code=code)

@@ -14,7 +14,7 @@ import yaml
 
 from latentwire import config_file
 from latentwire.checkpointing.changes import changed_keys
-from latentwire.checkpointing.commit import STAGES, newest, step_named, steps
+from latentwire.checkpointing.commit import LATEST, STAGES, newest, step_named, steps
 from latentwire.config import (
     Config,
     ConfigError,
@@ -27,7 +27,7 @@ from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
-from latentwire.training import token_build
+from latentwire.training import run_lock, token_build
 from latentwire.training.held_out import held_out_problems
 from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
@@ -149,7 +149,9 @@ def preflight(
     if evaluation and not exported and not checkpoint_folder.exists():
         tag = config.run.tag
         problems.append(f"run.tag: '{tag}' has no checkpoint in {checkpoint_folder}; train it")
-    if not (fresh and overwrite):
+    if fresh and overwrite:
+        problems += _foreign_problems(run_folder, checkpoint_folder)
+    else:
         existing = "refuse" if fresh else "evaluate" if evaluation else "resume"
         problems += _run_problems(config, run_folder, checkpoint_folder, existing, resume_from)
     if problems:
@@ -161,6 +163,27 @@ def preflight(
         run_folder=run_folder,
         checkpoint_folder=checkpoint_folder,
     )
+
+
+def _foreign_problems(run_folder: Path, checkpoint_folder: Path) -> list[str]:
+    """Why the folders of a run may not be deleted: they hold files, and none that runs leave."""
+    of_steps = (*(f"stage{stage}" for stage in STAGES), LATEST)
+    known = {
+        "run.root": (run_folder, ("config.yaml", "status.json")),
+        "checkpoint.root": (checkpoint_folder, of_steps),
+    }
+    return [
+        f"{key}: --fresh --overwrite would delete {folder}, which holds files but no run; choose "
+        "another run.tag, or delete it yourself"
+        for key, (folder, names) in known.items()
+        if _holds_files(folder) and not any((folder / name).exists() for name in names)
+    ]
+
+
+def _holds_files(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return any(path.suffix != run_lock.SUFFIX and path.name != "ckpt" for path in folder.iterdir())
 
 
 def _folder_problems(roots: Mapping[str, str]) -> list[str]:

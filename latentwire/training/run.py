@@ -10,7 +10,6 @@ from typing import Any
 
 from latentwire import config_file
 from latentwire.checkpointing import state
-from latentwire.checkpointing.changes import changed_keys
 from latentwire.checkpointing.commit import STAGES, Step
 from latentwire.checkpointing.manifest import read_manifest
 from latentwire.checkpointing.state import Place
@@ -18,19 +17,19 @@ from latentwire.checkpointing.writer import CheckpointWriter
 from latentwire.config import ConfigError
 from latentwire.data.articles import SourceError
 from latentwire.data.example import Example
-from latentwire.data.padding import Padding
 from latentwire.decoders.identity import identity_problems
 from latentwire.diagnostics.rank_stream import RankStream
 from latentwire.diagnostics.sinks import Feed, open_sinks
 from latentwire.diagnostics.stream import DiagnosticsStream
 from latentwire.distributed.assembly import Job, assemble
 from latentwire.distributed.groups import ProcessGroups
-from latentwire.distributed.messages import barrier, gather_json
+from latentwire.distributed.messages import barrier
 from latentwire.evaluation.runner import Interrupted
 from latentwire.objectives.balance import Balance
 from latentwire.training import resume, teacher_build, token_build
 from latentwire.training.attempts import launch
 from latentwire.training.cuts import warn_of_cuts, warn_of_long
+from latentwire.training.data_files import check_data, record_data
 from latentwire.training.doctor import Doctor
 from latentwire.training.frozen_check import FrozenCheck
 from latentwire.training.guard import NonFiniteError
@@ -38,7 +37,6 @@ from latentwire.training.held_out import (
     draw_evaluation,
     draw_health,
     draw_validation,
-    num_shared_documents,
 )
 from latentwire.training.identity import identities
 from latentwire.training.joining import joined
@@ -54,6 +52,14 @@ from latentwire.training.stage_c import evaluate_into_folder, open_source_for, p
 from latentwire.training.stages import Stage
 from latentwire.training.start import agreed_problems, agreed_start
 from latentwire.training.status import FILES, write_status
+from latentwire.training.telling import (
+    report_early_end,
+    report_padding,
+    report_state,
+    report_units,
+    tell_of_other_settings,
+    warn_of_shared,
+)
 from latentwire.training.trainer import Trainer
 from latentwire.training.validation import Validator
 
@@ -77,20 +83,21 @@ def train(plan: Plan, *, wipe: bool = False, resume_from: str | None = None) -> 
             # A restart of this command deletes nothing any more, and does not go back again.
             write_status(plan.run_folder, state="running", begun_by=launch())
         step, place = found or (None, None)
+        check_data(plan, groups.world, trained=config)
         standing = resume.agreed_standing(plan, groups, place)
         stages = [Stage(config, name, open_source_for(plan, "train")) for name in STAGES]
-        _report_early_end(plan, stages, place)
+        report_early_end(plan, stages, place)
         checkpoint = resume.chosen(plan, step, standing.best)
         if resume.agreed_finished(plan, groups, stages, place, checkpoint):
             _record(plan, groups)
             return _show_finished(plan, groups)
         validated, examples = draw_validation(config), draw_evaluation(config)
         if groups.rank == 0:
-            _warn_of_shared(validated, examples)
+            warn_of_shared(validated, examples)
         job = assemble(config, groups)
         frozen = FrozenCheck(job)
         decoders = identities(job, frozen.before)
-        _report_units(job)
+        report_units(job)
         warn_of_long(job, sample_documents(config))
         if step is not None:
             _check_decoders(step, decoders)
@@ -128,11 +135,13 @@ def evaluate_only(plan: Plan) -> Outcome:
             tag, folder = config.run.tag, plan.checkpoint_folder
             raise ConfigError([f"run.tag: '{tag}' has no checkpoint in {folder}; train it"])
         step, place = found
+        before = recorded_config(plan.run_folder, plan.checkpoint_folder)
+        check_data(plan, groups.world, trained=before or config)
         if groups.rank == 0:
-            _tell_of_other_settings(plan)
+            tell_of_other_settings(plan)
         examples = draw_evaluation(config)
         if groups.rank == 0:
-            _warn_of_shared(_validated_by_run(plan), examples)
+            warn_of_shared(_validated_by_run(plan), examples)
         checkpoint = resume.agreed_chosen(plan, groups, step, place.validation.best)
         job = assemble(config, groups)
         frozen = FrozenCheck(job)
@@ -150,12 +159,6 @@ def _validated_by_run(plan: Plan) -> list[Example]:
         return [] if before is None else draw_validation(before)
     except (SourceError, ConfigError):
         return []
-
-
-def _tell_of_other_settings(plan: Plan) -> None:
-    before = recorded_config(plan.run_folder, plan.checkpoint_folder)
-    for change in changed_keys(before, plan.config) if before is not None else ():
-        log.warning("the evaluation differs from the run in %s", change)
 
 
 def _fill_caches(
@@ -255,6 +258,7 @@ def _open_folder(plan: Plan, groups: ProcessGroups, *, wipe: bool) -> None:
 def _record(plan: Plan, groups: ProcessGroups) -> None:
     if groups.rank == 0:
         record(plan)
+        record_data(plan)
 
 
 def _open_stream(
@@ -282,18 +286,6 @@ def _feed(plan: Plan, groups: ProcessGroups) -> AbstractContextManager[object]:
     )
 
 
-def _report_early_end(plan: Plan, stages: Sequence[Stage], place: Place | None) -> None:
-    for stage in stages:
-        if place is None or stage.name != place.stage or place.step >= stage.num_steps:
-            continue
-        if resume.steps_done(plan, stage.name, place) > place.step:
-            log.info(
-                "stage %s ended early with step %d; more validation.patience would go on",
-                stage.name,
-                place.step,
-            )
-
-
 def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:
     if groups.rank == 0:
         metrics = json.loads((plan.run_folder / FILES["metrics"]).read_text(encoding="utf-8"))
@@ -301,33 +293,6 @@ def _show_finished(plan: Plan, groups: ProcessGroups) -> Outcome:
         print_result(plan, metrics)
         write_status(plan.run_folder, state="finished", code=0)
     return Outcome(state="finished", code=0)
-
-
-def _report_units(job: Job) -> None:
-    for name, unit in job.units.items():
-        log.info("unit %s: %d trained parameters", name, unit.num_parameters)
-
-
-def _report_state(job: Job) -> None:
-    sizes = {name: unit.state_bytes() / 2**20 for name, unit in job.units.items()}
-    parts = ", ".join(f"{name} {size:.1f} MiB" for name, size in sizes.items())
-    log.info("optimizer state on this rank (fp32 weights, both moments): %s", parts)
-
-
-def _report_padding(job: Job, stage: str, own: Padding) -> None:
-    """The padding in what all ranks have read in a stage. All ranks must call."""
-    ranks = gather_json(own.tree(), job.groups.world)
-    if ranks is not None:
-        total = sum((Padding.from_tree(tree) for tree in ranks), Padding())
-        log.info("stage %s: padding: %s", stage, total.summary())
-
-
-def _warn_of_shared(validated: Sequence[Example], evaluated: Sequence[Example]) -> None:
-    if shared := num_shared_documents(validated, evaluated):
-        log.warning(
-            "%d documents of Stage C are validated on too: the best checkpoint is chosen on them",
-            shared,
-        )
 
 
 def _train_stages(
@@ -392,8 +357,8 @@ def _train_with(
         log.info("stage %s: %.0f s", stage.name, time.perf_counter() - start)
         if trainer.guard.num_skipped:
             log.warning("skipped steps so far: %d", trainer.guard.num_skipped)
-        _report_state(job)
-        _report_padding(job, stage.name, trainer.padding)
+        report_state(job)
+        report_padding(job, stage.name, trainer.padding)
         warn_of_cuts(job, f"stage {stage.name}")
         teacher_build.warn_of_live(job, f"stage {stage.name}")
         if reason:

@@ -125,6 +125,21 @@ def test_a_leading_part_is_what_would_have_been_read_of_it(
     assert not torch.allclose(expected, decoder.answer(whole).logits, atol=1e-2), "it is shorter"
 
 
+@torch.no_grad()
+def test_nothing_of_a_context_is_a_leading_part_too(
+    decoder: FrozenDecoder, prompts: DecoderPrompts
+) -> None:
+    """As of a prompt that begins with its context, where there is no context and no BOS."""
+    full = [prompts.text(example) for example in EXAMPLES]
+    whole = text_batch(full, pad=prompts.pad)
+    none = text_batch([replace(tokens, before=(), slot=()) for tokens in full], pad=prompts.pad)
+    rows = whole.prefix_of.tolist()
+    context = selected(decoder.read_prefixes(whole, None), rows, lengths=[0] * len(rows))
+    assert len(rows) > len(whole.prefix_ids), "or rows are as they were"
+    expected = decoder.answer(none).logits
+    torch.testing.assert_close(said(decoder, context, none), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_parts_are_not_shared_where_they_are_not_the_same(decoder: FrozenDecoder) -> None:
     def context(*layers: Any) -> Context:
         cache = DynamicCache()

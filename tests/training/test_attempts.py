@@ -112,3 +112,54 @@ def test_an_evaluation_does_not_end_a_run_that_has_steps_left(
     write_status(folder, state="failed", code=1, num_steps={"A": 4, "B": 0})
     assert train.main_eval(own) == 0
     assert read(tmp_path, "status.json")["state"] == "finished"
+
+
+def test_what_is_no_run_is_not_deleted(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, folder in (("run.root", "runs"), ("checkpoint.root", "checkpoints")):
+        mine = tmp_path / folder / "test" / "thesis.txt"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        assert train.main([*own, "--fresh", "--overwrite"]) == 2
+        assert f"{key}: --fresh --overwrite would delete" in capsys.readouterr().err
+        assert mine.read_text() == "mine"
+        (mine.parent / "status.json").unlink(missing_ok=True)  # of the refusal
+        mine.unlink()
+    assert train.main([*own, "--fresh", "--overwrite"]) == 0
+    assert train.main([*own, "--fresh", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("flag", [["--fresh"], ["--resume-from", EARLIER]])
+def test_an_evaluation_takes_no_flags_of_training(
+    own: list[str], capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    assert train.main_eval([*own, *flag]) == 2
+    assert f"{flag[0]}: for training alone; leave it out" in capsys.readouterr().err
+
+
+def test_a_dry_evaluation_evaluates_nothing(
+    own: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(own) == 0
+    metrics = (tmp_path / "runs" / "test" / "metrics.json").stat().st_mtime_ns
+    assert train.main_eval([*own, "eval.samples=24", "--dry-run"]) == 0
+    assert "samples: 24" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "test" / "metrics.json").stat().st_mtime_ns == metrics
+
+
+def test_an_interrupt_before_training_leaves_the_run_what_it_was(
+    own: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "assemble", interrupted)
+        assert train.main(own) == 130
+    assert read(tmp_path, "status.json")["state"] == "stopped"
+    assert train.main(own) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "agreed_start", interrupted)
+        assert train.main(own) == 130
+    assert read(tmp_path, "status.json")["state"] == "finished"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import small_overrides
 
-from latentwire import config_file
+from latentwire import config_file, train
 from latentwire.config import Config
 from latentwire.training.held_out import held_out_problems, leak_problems, open_split
 
@@ -73,3 +73,29 @@ def test_where_the_runs_texts_are_gone_that_is_said(
     run = config(pair, tmp_path, "data.path=gone.jsonl")
     assert leak_problems(config(pair, tmp_path), run, evaluation=True) == []
     assert "is not known" in caplog.text
+
+
+def test_a_data_file_that_has_changed_is_refused(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is held out is drawn from what is in it."""
+    path = texts(tmp_path / "rows.jsonl", range(60))
+    more = ["train.stage_a.steps=2", "train.stage_b.steps=0", "data.questions_per_context=1"]
+    own = ["data.source=jsonl", f"data.path={path}", *more]
+    command = ["--recipe", "smoke", *small_overrides(pair, tmp_path, *own)]
+    assert train.main(command) == 0
+    texts(tmp_path / "rows.jsonl", range(90))
+    refused = f"data.path: {path} has changed since the run began"
+    for longer in (command, [*command, "train.stage_a.steps=3"]):
+        assert train.main(longer) == 2
+        assert refused in capsys.readouterr().err
+    assert train.main_eval(command) == 2
+    assert refused in capsys.readouterr().err
+    # Of texts of another file it cannot be told whether they were trained on.
+    other = texts(tmp_path / "other.jsonl", range(200, 220))
+    assert train.main_eval([*command, f"data.test_path={other}"]) == 0
+    said = (tmp_path / "runs" / "test" / "pipeline.log").read_text()
+    assert f"not known: {refused}" in said
+    texts(tmp_path / "rows.jsonl", range(60))
+    assert train.main(command) == 0
+    assert train.main_eval(command) == 0

@@ -1,5 +1,6 @@
 """A context continued more than once, and leading parts of what has been read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 

@@ -4,11 +4,13 @@ Nothing is loaded but configurations and tokenizers; what needs the modules look
 their weights.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from latentwire.config import Config, DecoderConfig, EncoderConfig
@@ -101,11 +103,33 @@ def _place_problems(key: str, settings: EncoderConfig | DecoderConfig) -> list[s
             return [f"{key}.model: {model} holds no config.json; give a saved Hugging Face model"]
         if not list(folder.glob("*.safetensors")):
             return [f"{key}.model: {model} holds no *.safetensors weights; save the model as such"]
+        return [f"{key}.model: {problem}" for problem in _weight_problems(folder)]
     elif names_folder(model) or folder.exists():
         return [f"{key}.model: '{model}' is no folder; give a model's folder or a hub id"]
     elif problem := _hub_problem(model, settings.revision):
         return [f"{key}.model: {problem}"]
     return []
+
+
+def _weight_problems(folder: Path) -> list[str]:
+    """Which weight files of a folder are missing, or not whole, as an interrupted copy leaves them;
+    their headers tell how long they are."""
+    index = folder / "model.safetensors.index.json"
+    names = {path.name for path in folder.glob("*.safetensors")}
+    found = []
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return [f"{index} cannot be read: {first_line(error)}; copy the model again"]
+        found = [f"{folder / name} is missing; copy the model again" for name in named - names]
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            found.append(f"{folder / name} is damaged: {first_line(error)}; copy the model again")
+    return found
 
 
 def _hub_problem(model: str, revision: str | None) -> str | None:
@@ -126,8 +150,11 @@ def _read(key: str, settings: EncoderConfig | DecoderConfig) -> tuple[Any, Any, 
     }
     try:
         model = AutoConfig.from_pretrained(settings.model, **common)
+        num_layers = getattr(model.get_text_config(), "num_hidden_layers", 1)
+        if num_layers < 1:
+            raise ValueError(f"its configuration has {num_layers} layers")
         return model, load_tokenizer(settings), []
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a model's own classes raise whatever they like
         problem = f"{key}.model: '{settings.model}' cannot be loaded: {first_line(error)}"
         return None, None, [problem]
 

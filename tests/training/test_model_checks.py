@@ -12,11 +12,37 @@ from latentwire.config import ConfigError
 from latentwire.training.preflight import preflight
 
 STQ = "encoder.kind=stq"
+INDEX = "model.safetensors.index.json"
 
 
 def load_and_check(pair: Path, tmp_path: Path, *overrides: str) -> None:
     config = config_file.load("smoke", small_overrides(pair, tmp_path, *overrides))
     preflight(config, world_size=2)
+
+
+@pytest.mark.parametrize("key", ["encoder", "decoders.qwen"])
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("model.safetensors", None, "model.safetensors is damaged: "),
+        (INDEX, b'{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing; "),
+        (INDEX, b"[]", "model.safetensors.index.json cannot be read: "),
+        ("config.json", b'{"model_type": "llama", "hidden_size": "x"}', "cannot be loaded: "),
+        ("config.json", b'{"model_type": "llama", "num_hidden_layers": -1}', "has -1 layers"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(
+    key: str, file: str, content: bytes | None, expected: str, pair: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pair / "qwen", folder)
+    path = folder / file
+    # An interrupted copy.
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    with pytest.raises(ConfigError) as caught:
+        load_and_check(pair, tmp_path, f"{key}.model={folder}")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{key}.model: ") and expected in problem
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def decoder_batch(
         tokens = prompts.wire(batch.examples[index]) if prompted is None else prompted[index]
         num_soft = tokenizer.num_positions(batch.texts[wire], batch.ratios[wire])
         room = prompts.room(tokens) - num_soft
-        if room < 0:
+        if room < 0 and prompts.fits(tokens):
             prompts.long_wires.add(hash(batch.texts[wire]))
         kept = prompts.plain_ids(batch.kept[wire])[: max(0, room)]
         # A deep prefix is there for what is read after the prefix only.

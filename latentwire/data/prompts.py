@@ -122,6 +122,8 @@ class DecoderPrompts:
         self._of_pieces = Remembered(self._tokenize)
         self.cut_contexts: set[int] = set()
         """Hashes of the contexts that did not fit the window."""
+        self.long_questions: set[int] = set()
+        """Hashes of the questions that are longer than the window, with the rest of a prompt."""
         self.long_wires: set[int] = set()
         """Hashes of the texts whose wire leaves no room for the rest of a prompt."""
         self.cut_answers: set[int] = set()
@@ -155,13 +157,16 @@ class DecoderPrompts:
             self.cut_answers.add(hash(example.answers[0]))
             answer = answer[: self.max_answer_tokens]
         before, always = (self._before(user) for user in (first, self._always_first))
-        return PromptTokens(
+        tokens = PromptTokens(
             before=before,
             slot=(),
             after=self._framed("", second, self._closing),
             answer=(*answer, self.eos),
             num_constant=num_shared(before, always),
         )
+        if not self.fits(tokens):
+            self.long_questions.add(hash(example.question))
+        return tokens
 
     def truncated(self, example: Example, num_tokens: int) -> PromptTokens:
         """The text prompt, its context cut so that the slot is at most ``num_tokens`` long.
@@ -201,6 +206,10 @@ class DecoderPrompts:
     def room(self, tokens: PromptTokens) -> int:
         """How many slot positions are left in the window beside the other segments."""
         return max(0, self.window - self.taken(tokens))
+
+    def fits(self, tokens: PromptTokens) -> bool:
+        """Whether the window holds the segments beside the slot, and an answer."""
+        return self.taken(tokens) <= self.window
 
     def taken(self, tokens: PromptTokens) -> int:
         """Positions of the segments beside the slot, and of an answer as long as one may be."""

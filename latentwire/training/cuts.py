@@ -26,7 +26,8 @@ def warn_of_long(job: Job, documents: Sequence[Sequence[Example]]) -> None:
         for example in examples if job.groups.decoder(name).rank == 0 else ():
             prompts.text(example)
             slot = prompts.slot_text(example)
-            if job.tokenizer.num_positions(slot, longest) > prompts.room(prompts.wire(example)):
+            tokens, num_soft = prompts.wire(example), job.tokenizer.num_positions(slot, longest)
+            if num_soft > prompts.room(tokens) and prompts.fits(tokens):
                 prompts.long_wires.add(hash(slot))
     warn_of_cuts(job, f"{len(examples)} training texts looked at first")
 
@@ -55,6 +56,16 @@ def warn_of_cuts(job: Job, when: str) -> None:
                 name,
             )
             prompts.merged_answers.clear()
+        if prompts.long_questions:
+            log.warning(
+                "%s: %d questions have no place in the window of %d tokens of '%s', whatever their "
+                "context; shorten them, or leave them out",
+                when,
+                len(prompts.long_questions),
+                prompts.window,
+                name,
+            )
+            prompts.long_questions.clear()
         if prompts.long_wires:
             log.warning(
                 "%s: the wires of %d texts and their prompts are longer than the window of %d "

@@ -5,7 +5,6 @@ its predictions, its status and its diagnostics.
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from latentwire.config import Config, ConfigError
 from latentwire.config_file import from_tree
 from latentwire.diagnostics.reading import rows as diagnostics_rows
 from latentwire.evaluation.metrics import bootstrap_ci95, exact_match
+from latentwire.files import publish
 from latentwire.training.status import FILES, diagnostics_path, read_status
 
 FILE = "accept.json"
@@ -289,9 +289,7 @@ def _write(
         "thresholds": asdict(limits),
         "checks": [asdict(check) for check in checks],
     }
-    fresh = path.with_suffix(".tmp")
     try:
-        fresh.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        publish(path, (json.dumps(result, indent=2) + "\n").encode(), durably=False)
     except OSError as error:
         raise ConfigError([f"{path} cannot be written: {error.strerror}"]) from None

@@ -3,13 +3,12 @@
 import csv
 import io
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentwire.files import publish
 from latentwire.svg import Line, Mark, plot
 from latentwire.training.status import FILES, read_status
 
@@ -137,6 +136,4 @@ def picture(tag: str, rows: Sequence[Row]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     # Points of an array may end at the same time, on several machines.
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    publish(path, text.encode(), durably=False)

@@ -188,9 +188,13 @@ def _stream_problems(path: str | None) -> list[str]:
     if not file.exists():
         return _folder_problems({key: str(file.parent)})
     # Rows that a resumed run repeats are dropped from the file, so it must be one of ours.
+    if not file.is_file():
+        return [f"{key}: '{path}' is no regular file; give another, or leave the key out"]
+    if not os.access(file, os.R_OK | os.W_OK):
+        return [f"{key}: '{path}' cannot be read and written; choose another file"]
     if not is_stream(file):
         return [f"{key}: '{path}' exists and is no diagnostics stream; choose another file"]
-    return [] if os.access(file, os.W_OK) else [f"{key}: '{path}' cannot be written"]
+    return []
 
 
 def _extra_problems(config: Config) -> list[str]:

@@ -180,7 +180,7 @@ def _curve(rows: list[dict[str, Any]]) -> tuple[tuple[float, float, float], ...]
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def read_results(path: Path) -> dict[str, Result]:

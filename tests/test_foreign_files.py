@@ -11,6 +11,8 @@ import stream_cases
 from latentwire import accept, cli
 from latentwire.diagnostics import Tail, rows
 from latentwire.diagnostics.run_files import read_metrics, read_status
+from latentwire.report.charts import ChartMaker
+from latentwire.report.run_data import read_run
 from latentwire.sweep_table import row_of, write_tables
 from latentwire.training.status import diagnostics_path, note_refusal, write_status
 
@@ -107,6 +109,18 @@ def test_metrics_keep_what_is_of_their_shape(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(json.dumps(tree))
     decoders = {"one": {"arms": {"latent": {"em": None}}}}
     assert read_metrics(tmp_path) == {"decoders": decoders, "split": 1}
+
+
+def test_a_score_that_is_no_number_is_in_no_chart(run: Path) -> None:
+    (run / "metrics.json").write_text(json.dumps({"decoders": {"one": DECODER}}))
+    assert ChartMaker([read_run(run)]).compression() == []
+    latent = {"em": 0.5, "compression_tokens": 4.0, "em_ci95": [0.4]}
+    arms = {"latent": latent, "text": {"em": "x"}, "latent@9": {**latent, "em": None}}
+    (run / "metrics.json").write_text(json.dumps({"decoders": {"one": {"arms": arms}}}))
+    (chart,) = ChartMaker([read_run(run)]).compression()
+    (point,) = chart.points
+    assert (point["x"], point["low"], point["high"]) == ([4.0], [0.5], [0.5])
+    assert point["reference"] is None
 
 
 def test_rows_that_are_none_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

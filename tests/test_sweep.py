@@ -315,6 +315,12 @@ def test_a_real_sweep_trains_every_point_and_ends_in_the_same_table_again(
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before") == 2
     assert tables(tmp_path) == first
+    torn = next((tmp_path / "runs").glob("*-ratio5/metrics.json"))
+    torn.write_text(torn.read_text()[:100])
+    again = python(*command, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished before") == 1
+    assert tables(tmp_path) == first, "it was evaluated again"
     other = python(*command, "objectives.tf=2")
     assert other.returncode == 2
     assert "objectives.tf: the run has '1.0', the command '2.0'" in other.stderr

@@ -27,6 +27,7 @@ from latentwire.points import Point, Runner, devices, is_finished, refuse_shared
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.status import read_status
+from latentwire.writable import folder_problems, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -124,16 +125,22 @@ def run(
     order = {trial.point.name: number for number, trial in enumerate(every, start=1)}
 
     def keep(trial: Trial) -> None:
-        known[trial.point.name] = harvest(
-            trial.point.plan.run_folder,
-            trial.point.plan.config,
-            row=trial.row.name,
-            digest=trial.digest,
-        )
-        write_results(out / RESULTS, known)
-        report(ablation, every, known, out)
+        # Others may be running beside it, and none of them ends for want of a file.
+        try:
+            known[trial.point.name] = harvest(
+                trial.point.plan.run_folder,
+                trial.point.plan.config,
+                row=trial.row.name,
+                digest=trial.digest,
+            )
+            write_results(out / RESULTS, known)
+            report(ablation, every, known, out)
+        except OSError as error:
+            log.error("%s: not taken in (%s); the same command does", trial.point.name, error)
+            failed.append(trial.point.name)
 
-    left = []
+    left: list[Point] = []
+    failed: list[str] = []
     for trial in every:
         if trial.is_known(known):
             continue
@@ -142,7 +149,6 @@ def run(
         elif not only or trial.row.name in only:
             left.append(trial.point)
     log.info("%d trials, %d to run, %d at a time", len(every), len(left), workers)
-    failed: list[str] = []
 
     def started(point: Point) -> None:
         log.info("%s: trial %d of %d", point.name, order[point.name], len(every))
@@ -178,7 +184,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs an ablation.
 
     Returns:
-        0 every trial is known, 1 some failed, 2 bad input, 128 + n stopped by signal n.
+        0 every trial is known, 1 some failed or the report cannot be written, 2 bad input,
+        128 + n stopped by signal n.
     """
     log_to(None, rank=0)
     parser = Parser(prog="latentwire ablate", description=__doc__, allow_abbrev=False)
@@ -204,10 +211,14 @@ def main(arguments: Sequence[str]) -> int:
         only = [name for name in options.only.split(",") if name]
         _check(ablation, only=only, jobs=options.jobs)
         out: Path = options.out
+        if problems := folder_problems({"--out": str(out)}):
+            raise ConfigError(problems)
         every = trials(ablation, root=options.runs, checkpoints=options.checkpoints)
         known = read_results(out / RESULTS)
         if options.jobs > 1:
             refuse_shared_rows([trial.point for trial in every])
+        if not options.dry_run:
+            make_folder("--out", out)
     except ConfigError as error:
         print("\n  ".join(["latentwire ablate cannot start:", *error.problems]), file=sys.stderr)
         return 2
@@ -218,7 +229,11 @@ def main(arguments: Sequence[str]) -> int:
             has_one = trial.is_known(known) or is_finished(trial.point.plan)
             print(f"{trial.point.name}: {there if has_one else chosen}")
         return 0
-    return run(ablation, every, out=out, known=known, only=only, workers=options.jobs)
+    try:
+        return run(ablation, every, out=out, known=known, only=only, workers=options.jobs)
+    except OSError as error:
+        print(f"latentwire ablate: the report is not written: {error}", file=sys.stderr)
+        return 1
 
 
 def _check(ablation: Ablation, *, only: Sequence[str], jobs: int) -> None:

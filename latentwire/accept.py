@@ -5,7 +5,6 @@ its predictions, its status and its diagnostics.
 """
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,16 @@ import yaml
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError
 from latentwire.config_file import from_tree
+from latentwire.diagnostics.json_files import parsed, read_object
 from latentwire.diagnostics.reading import rows as diagnostics_rows
 from latentwire.evaluation.metrics import bootstrap_ci95, exact_match
+from latentwire.files import publish
 from latentwire.training.status import FILES, diagnostics_path, read_status
 
 FILE = "accept.json"
 _ARMS = ("text", "latent", "wrong_wire")
+_FOREIGN = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What files of another shape than a run's come to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,34 +77,39 @@ def read_run(folder: Path) -> RunFiles:
         raise ConfigError([f"{folder}: no such run; give a run's folder, e.g. runs/smoke"])
     try:
         config = from_tree(yaml.safe_load((folder / FILES["config"]).read_text(encoding="utf-8")))
-        metrics = json.loads((folder / FILES["metrics"]).read_text(encoding="utf-8"))
+        metrics = read_object(folder / FILES["metrics"])
         for decoder in metrics["decoders"].values():
             for arm in _ARMS:
                 _ = decoder["arms"][arm]["em"], decoder["arms"][arm]["first_acc"]
         predictions = _json_lines(folder / FILES["predictions"])
         rows = list(diagnostics_rows(diagnostics_path(folder), kind="step"))
         gaps = {name: _gap(predictions, name, config.run.seed) for name in metrics["decoders"]}
+        tag = config.run.tag
+        gradients = {name: last_gradients(rows, name, tag) for name in metrics["decoders"]}
     except OSError as error:
         raise ConfigError(
             [f"{error.filename}: {error.strerror}; accept needs a run that Stage C has evaluated"]
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ConfigError([f"{folder}: its files are not those of a whole run ({what})"]) from None
+    except (*_FOREIGN, yaml.YAMLError) as error:
+        raise _not_whole(folder, error) from None
     return RunFiles(
         config=config,
         metrics=metrics,
         state=str(read_status(folder).get("state", "unknown")),
         gaps=gaps,
-        gradients={
-            name: last_gradients(rows, name, config.run.tag) for name in metrics["decoders"]
-        },
+        gradients=gradients,
     )
 
 
+def _not_whole(folder: Path, error: Exception) -> ConfigError:
+    what = f"{type(error).__name__}: {error}"
+    return ConfigError([f"{folder}: its files are not those of a whole run ({what})"])
+
+
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    # Not ``splitlines``, which parts a text of the user's at further characters.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [parsed(line) for line in lines if line.strip()]
 
 
 def _gap(
@@ -133,7 +141,7 @@ def last_gradients(
     at: dict[str, tuple[str, int]] = {}
     found: dict[str, float | None] = {}
     for row in rows:
-        if row["decoder"] != decoder or row.get("run", run) != run or row.get("skipped"):
+        if row.get("decoder") != decoder or row.get("run", run) != run or row.get("skipped"):
             continue
         place = (row["stage"], row["step"])
         for key, norm in row.items():
@@ -267,7 +275,10 @@ def main(arguments: Sequence[str]) -> int:
         folder: Path = options.pop("run")
         limits = Thresholds(**options)
         run = read_run(folder)
-        checks = judge(run, limits)
+        try:
+            checks = judge(run, limits)
+        except _FOREIGN as error:
+            raise _not_whole(folder, error) from None
         accepted = all(check.passed for check in checks)
         _write(folder / FILE, run, limits, checks, accepted=accepted)
     except ConfigError as error:
@@ -289,9 +300,7 @@ def _write(
         "thresholds": asdict(limits),
         "checks": [asdict(check) for check in checks],
     }
-    fresh = path.with_suffix(".tmp")
     try:
-        fresh.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+        publish(path, (json.dumps(result, indent=2) + "\n").encode(), durably=False)
     except OSError as error:
         raise ConfigError([f"{path} cannot be written: {error.strerror}"]) from None

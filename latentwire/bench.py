@@ -21,13 +21,18 @@ from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.training.preflight import preflight
 from latentwire.training.run_folder import log_to
+from latentwire.writable import check_file
 
 _RECIPE = "bench"
 _SETTINGS = {"steps": "of each block", "repeats": "blocks", "warmup": "steps before them"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the process's exit code: 0 done, 2 bad input."""
+    """Measures and prints.
+
+    Returns:
+        0 done, 1 the figures were printed and cannot be written, 2 bad input.
+    """
     log_to(None, rank=1)  # what a run says of itself is not wanted here
     try:
         options, overrides = _parse(sys.argv[1:] if arguments is None else arguments)
@@ -91,7 +96,7 @@ def _bench(options: Mapping[str, Any], overrides: list[str]) -> int:
     folder = options["folder"] or default_folder()
     config = config_file.load(options["recipe"], overrides)
     if options["json"] is not None:
-        _check_writable(options["json"])
+        check_file("--json", options["json"])
     is_plain = options["against"] == "naive"
     if is_plain and (found := plain_loop.problems(config)):
         raise ConfigError(found)
@@ -121,17 +126,12 @@ def _bench(options: Mapping[str, Any], overrides: list[str]) -> int:
     tree = result.summary(plan, settings, measured, texts=texts)
     print(result.table(tree))
     if options["json"] is not None:
-        options["json"].write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        try:
+            options["json"].write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"latentwire bench: {options['json']} is not written: {error}", file=sys.stderr)
+            return 1
     return 0
-
-
-def _check_writable(path: Path) -> None:
-    """Before anything is measured, so that no figure is lost for want of a file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as error:
-        raise ConfigError([f"--json: {path} cannot be written: {error}; name another"]) from None
 
 
 def _say(text: str) -> None:

@@ -2,12 +2,18 @@
 
 import json
 import os
+import re
 import secrets
+import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".tmp"
 """End of the name of a file that is being written."""
+_ABANDONED_SECONDS = 24 * 3600.0
+"""A folder that nothing was added to for so long is nobody's who still writes."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -30,10 +36,7 @@ def replace_json(path: Path, value: Any) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a text durably, and at once for whoever reads the file meanwhile."""
-    fresh = path.with_suffix(".tmp")
-    write_text(fresh, text)
-    os.replace(fresh, path)
-    sync_folder(path.parent)
+    publish(path, text.encode())
 
 
 def sync_folder(folder: Path) -> None:
@@ -45,6 +48,22 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def fresh_name(path: Path) -> Path:
+    """A name beside ``path`` that is of this process and call alone: what others have there, or
+    the user, stays, and other jobs may be at work in the same folder."""
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Removes folders by names of ``fresh_name`` that killed processes left beside ``path``."""
+    ours = re.compile(re.escape(path.name) + r"\.\d+-[0-9a-f]{8}" + re.escape(UNFINISHED))
+    with suppress(OSError):  # what cannot be removed is in nobody's way
+        for folder in path.parent.iterdir():
+            is_ours = ours.fullmatch(folder.name) and not folder.is_symlink() and folder.is_dir()
+            if is_ours and time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def publish(path: Path, data: bytes, *, durably: bool = True) -> None:
     """Writes a file that appears whole or not at all, whoever else writes the same one.
 
@@ -54,8 +73,7 @@ def publish(path: Path, data: bytes, *, durably: bool = True) -> None:
     Raises:
         OSError: it cannot be written; nothing of it is left, unless the process is killed.
     """
-    # Of this process and call alone, as other jobs may be at work in the same folder.
-    fresh = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    fresh = fresh_name(path)
     try:
         with fresh.open("wb") as file:
             file.write(data)

@@ -17,8 +17,9 @@ from types import FrameType
 import torch
 
 from latentwire.config import ConfigError, flatten
+from latentwire.diagnostics.run_files import read_metrics
 from latentwire.training.preflight import Plan, recorded_config
-from latentwire.training.status import FILES, read_status
+from latentwire.training.status import read_status
 
 _POLL_SECONDS = 0.05
 _DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -40,7 +41,8 @@ def is_finished(plan: Plan) -> bool:
     if read_status(plan.run_folder).get("state") != "finished":
         return False
     before = recorded_config(plan.run_folder, plan.checkpoint_folder)
-    if before is None or not (plan.run_folder / FILES["metrics"]).is_file():
+    # Without metrics that can be read there is nothing to compare: it is evaluated again.
+    if before is None or "decoders" not in read_metrics(plan.run_folder):
         return False
     old, new = flatten(before), flatten(plan.config)
     # More steps of the same run are no other run, and not a finished one either.

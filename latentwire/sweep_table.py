@@ -2,21 +2,22 @@
 
 import csv
 import io
-import json
-import os
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latentwire.diagnostics.run_files import read_metrics
+from latentwire.files import publish
 from latentwire.svg import Line, Mark, plot
-from latentwire.training.status import FILES, read_status
+from latentwire.training.status import read_status
 
 _COLUMNS = (
     "state decoder compression em em_low em_high f1 first_acc nll_per_token text_em wrong_wire_em"
 ).split()
 _NONE = "-"
+_UNREAD = "finished, no metrics"
+"""State of a point whose metrics cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,16 @@ class Row:
 def row_of(name: str, values: Sequence[str], folder: Path) -> Row:
     """A point as its run's folder has it."""
     state = str(read_status(folder).get("state", "not started"))
-    metrics = None
-    if state == "finished":
-        metrics = json.loads((folder / FILES["metrics"]).read_text(encoding="utf-8"))
-    return Row(name=name, values=tuple(values), state=state, metrics=metrics)
+    row = Row(name=name, values=tuple(values), state=state, metrics=None)
+    if state != "finished":
+        return row
+    full = replace(row, metrics=read_metrics(folder))
+    try:
+        # One point's damaged or foreign file takes no other point its table.
+        _ = _cells(0, full), picture("", [full])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return replace(row, state=_UNREAD)
+    return full
 
 
 def write_tables(folder: Path, tag: str, axes: Sequence[str], rows: Sequence[Row]) -> str:
@@ -137,6 +144,4 @@ def picture(tag: str, rows: Sequence[Row]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     # Points of an array may end at the same time, on several machines.
-    fresh = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    publish(path, text.encode(), durably=False)

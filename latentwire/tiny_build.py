@@ -2,17 +2,25 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from latentwire.config import ConfigError
 from latentwire.config_file import PACKAGED
 from latentwire.data import tiny
+from latentwire.writable import make_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Builds the models asked for, and prints what each reads from text; returns the exit code."""
+    """Builds the models asked for, and prints what each reads from text.
+
+    Returns:
+        0 done, 1 a model cannot be saved, 2 bad input.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     specs = tiny.load_specs(PACKAGED / f"{options.size}.yaml")
@@ -21,13 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--only: '{options.only}' is no model of the pair '{options.size}': {', '.join(specs)}"
         )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    for name, spec in specs.items():
-        if options.only not in (None, name):
-            continue
+    chosen = {name: spec for name, spec in specs.items() if options.only in (None, name)}
+    try:
+        for name in chosen:
+            make_folder("--out", options.out / name)
+    except ConfigError as error:
+        print("\n".join(["latentwire tiny:", *error.problems]), file=sys.stderr)
+        return 2
+    for name, spec in chosen.items():
         model, tokenizer = tiny.pretrain(
             spec, seed=options.seed, steps=options.steps, device=options.device
         )
-        tiny.save(model, tokenizer, options.out / name)
+        try:
+            tiny.save(model, tokenizer, options.out / name)
+        except (OSError, SafetensorError) as error:
+            print(f"latentwire tiny: {options.out / name} is not saved: {error}", file=sys.stderr)
+            return 1
         for hard in (False, True):
             scores = tiny.reading_accuracy(
                 model, tokenizer, seed=options.seed, num_documents=options.documents, hard=hard

@@ -223,6 +223,31 @@ def test_runs_go_side_by_side_each_on_a_gpu_of_its_own(monkeypatch: pytest.Monke
     assert points.devices() == [] and points._slots(2)[0].device is None
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_place_that_takes_nothing_is_refused_before_the_first_trial(
+    more: list[str], file: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file.parent / "out").write_text("mine")
+    assert call(file, *more) == 2
+    assert "--out: " in capsys.readouterr().err
+    assert started(trainer) == [] and (file.parent / "out").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_ends_no_other_trial(
+    file: Path,
+    trainer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ablate, "write_results", full)
+    assert call(file, "--only", "default") == 1
+    assert sorted(started(trainer)) == ["default-s0", "default-s1"]
+    assert "default-s0: not taken in ([Errno 28] No space left" in capsys.readouterr().err
+
+
 def test_a_failed_row_is_named_and_the_others_go_on(
     file: Path, trainer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

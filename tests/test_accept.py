@@ -91,6 +91,15 @@ def test_a_good_run_is_accepted_and_every_check_is_shown(
     assert printed.rstrip().endswith(": accepted")
 
 
+def test_a_row_without_decoder_and_a_text_with_odd_line_ends_are_no_matter(run: Run) -> None:
+    run.rows.append({"stage": "B", "step": 9, "grad_tf": 0.0})
+    run.write()
+    path = run.folder / "predictions.jsonl"
+    path.write_text(path.read_text().replace('"yes"', '"\u2028yes"'), encoding="utf-8")
+    assert accept.read_run(run.folder).gradients["one"]["tf"] == 1.0
+    assert run.failed() == []
+
+
 def test_rows_of_health_and_a_torn_last_line_are_no_matter(run: Run) -> None:
     run.rows.append({"kind": "health", "decoder": "one", "stage": "B", "step": 9, "state": "alive"})
     run.rows[0]["grad_norm_clipped"] = 0.0

@@ -226,7 +226,11 @@ def test_an_export_reads_as_the_run_did(
     trained: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, overrides = trained
+    (tmp_path / "wire.tmp").mkdir()
+    (tmp_path / "wire.tmp" / "notes.txt").write_text("mine")
     out = exported(trained, tmp_path / "wire")
+    assert (tmp_path / "wire.tmp" / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wire", "wire.tmp"]
     assert sorted(path.name for path in out.iterdir()) == [
         *("README.md", "config.json", "encoder", "model.safetensors")
     ]

@@ -276,11 +276,14 @@ def test_a_runner_that_was_stopped_starts_nothing_more(tmp_path: Path) -> None:
 # --- what is finished
 
 
+METRICS = '{"decoders": {"a": {"arms": {"latent": {}}}}}'
+
+
 def finished(tmp_path: Path, config: Config) -> Plan:
     """A run that has ended, as its folder tells."""
     plan = point(tmp_path, "run", config).plan
     write_status(plan.run_folder, state="finished", code=0)
-    (plan.run_folder / FILES["metrics"]).write_text("{}")
+    (plan.run_folder / FILES["metrics"]).write_text(METRICS)
     tree = yaml.safe_dump(config_file.to_tree(config))
     (plan.run_folder / FILES["config"]).write_text(tree)
     return plan
@@ -294,7 +297,13 @@ def config(recipe: str) -> Config:
 def test_a_run_that_ended_with_its_metrics_is_finished(tmp_path: Path, config: Config) -> None:
     plan = finished(tmp_path, config)
     assert is_finished(plan)
-    (plan.run_folder / FILES["metrics"]).unlink()
+    metrics = plan.run_folder / FILES["metrics"]
+    for torn in ("", METRICS[:-4], "{}", "[]", '{"decoders": {}}'):
+        metrics.write_text(torn)
+        assert not is_finished(plan), "it is evaluated again"
+    metrics.unlink()
+    assert not is_finished(plan)
+    metrics.mkdir()
     assert not is_finished(plan)
 
 

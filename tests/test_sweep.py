@@ -17,7 +17,7 @@ from launching import python
 from latentwire import points, sweep
 from latentwire.config import ConfigError
 from latentwire.svg import Line, Mark, plot, ticks
-from latentwire.sweep_table import Row, markdown, write_tables
+from latentwire.sweep_table import Row, markdown, row_of, write_tables
 
 TRAINER = """
 import json, os, signal, sys, time
@@ -222,6 +222,27 @@ def test_all_points_run_once_and_the_table_compares_them(
     assert tables(tmp_path) == first
 
 
+def test_a_point_whose_metrics_are_torn_runs_again(
+    arguments: list[str], trainer: Path, tmp_path: Path
+) -> None:
+    assert sweep.main(arguments) == 0
+    every = record(arguments)
+    first = tables(tmp_path)
+    torn = every[1].plan.run_folder / "metrics.json"
+    whole = torn.read_text()
+    torn.write_text(whole[:40])
+    # As a table of an array is made, whose other points are not to be lost.
+    row = row_of("p", ["5", "64"], torn.parent)
+    assert (row.state, row.metrics) == ("finished, no metrics", None)
+    assert "| finished, no metrics |" in write_tables(tmp_path / "t", "t", ["a", "b"], [row])
+    torn.write_text(whole.replace("0.64", '"x"'))
+    assert row_of("p", ["5", "64"], torn.parent).metrics is None
+    torn.write_text(whole[:40])
+    assert sweep.main(arguments) == 0
+    assert trainer.read_text().split() == [*TAGS, TAGS[1]]
+    assert tables(tmp_path) == first
+
+
 def test_a_failed_point_is_named_and_the_others_go_on(
     arguments: list[str], trainer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +315,12 @@ def test_a_real_sweep_trains_every_point_and_ends_in_the_same_table_again(
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("finished before") == 2
     assert tables(tmp_path) == first
+    torn = next((tmp_path / "runs").glob("*-ratio5/metrics.json"))
+    torn.write_text(torn.read_text()[:100])
+    again = python(*command, timeout=280)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("finished before") == 1
+    assert tables(tmp_path) == first, "it was evaluated again"
     other = python(*command, "objectives.tf=2")
     assert other.returncode == 2
     assert "objectives.tf: the run has '1.0', the command '2.0'" in other.stderr

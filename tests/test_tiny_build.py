@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import narrow
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from latentwire import cli
@@ -84,6 +85,34 @@ def test_what_there_is_not_is_refused_with_what_there_is(
     message = capsys.readouterr().err
     assert not [part for part in parts if part not in message], message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_takes_nothing_is_refused_before_the_pretraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(tiny, "pretrain", lambda *_, **__: pytest.fail("pretrained"))
+    assert cli.main(["tiny", "build", "--out", str(tmp_path / "file"), *QUICK]) == 2
+    assert "--out: " in (said := capsys.readouterr().err) and "cannot be written" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), SafetensorError("No space left")])
+def test_a_model_that_cannot_be_saved_ends_in_a_message(
+    error: Exception,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def save(*_: object) -> None:
+        raise error
+
+    narrow_specs(monkeypatch)
+    monkeypatch.setattr(tiny, "save", save)
+    arguments = ["tiny", "build", "--only", "llama", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main([*arguments, *QUICK]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'llama'} is not saved: " in said and "No space left" in said
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

@@ -1,6 +1,5 @@
 """An ablation as Markdown and plots, made of its results alone."""
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from latentwire.ablating.plots import against_compression, differences, learning
 from latentwire.ablating.results import RESULTS, Result
 from latentwire.ablating.scores import Scores, scores_of
 from latentwire.evaluation.arms import ratio_of
+from latentwire.files import publish
 from latentwire.sweep_table import markdown
 
 REPORT, PICTURE = "ABLATIONS.md", "ablations.svg"
@@ -54,9 +54,7 @@ def write_report(folder: Path, ablation: Ablation, results: Mapping[str, Result]
     files[REPORT] = "\n".join(lines).rstrip() + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        fresh = folder / f"{name}.tmp"
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, folder / name)
+        publish(folder / name, text.encode(), durably=False)
     return table
 
 

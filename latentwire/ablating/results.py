@@ -1,7 +1,6 @@
 """What an ablation keeps of each run: scores, scores by document, and the learning curve."""
 
 import json
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from latentwire.config import Config, ConfigError
 from latentwire.diagnostics import reading
 from latentwire.evaluation.arms import OF_RATIO, at_ratio, ratio_of
 from latentwire.evaluation.metrics import exact_match, normalised_score
+from latentwire.files import publish
 from latentwire.training.status import FILES, diagnostics_path
 
 RESULTS = "ablations.json"
@@ -180,7 +180,7 @@ def _curve(rows: list[dict[str, Any]]) -> tuple[tuple[float, float, float], ...]
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def read_results(path: Path) -> dict[str, Result]:
@@ -218,6 +218,4 @@ def write_results(path: Path, results: Mapping[str, Result]) -> None:
         for name, result in sorted(results.items())
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.tmp")
-    fresh.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    os.replace(fresh, path)
+    publish(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())

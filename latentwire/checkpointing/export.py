@@ -18,6 +18,7 @@ from latentwire.checkpointing.manifest import content_problems, read_manifest, v
 from latentwire.checkpointing.state import CONFIG, read_place
 from latentwire.config import ConfigError
 from latentwire.data.hub import names_folder
+from latentwire.files import fresh_name, remove_abandoned
 from latentwire.wire.exported import FORMAT, write_export
 from latentwire.wire.parts import module_of
 
@@ -85,8 +86,8 @@ def export_step(step: Step, out: Path) -> int:
         "decoders": manifest.decoders,
         "config": tree,
     }
-    fresh = out.with_name(f"{out.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove_abandoned(out)
+    fresh = fresh_name(out)
     fresh.mkdir(parents=True)
     try:
         write_export(fresh, description, weights, encoder=_encoder_files(tree["encoder"], fresh))

@@ -1,6 +1,5 @@
 """Reads diagnostics: as rows, as a file that still grows, or as a pandas DataFrame."""
 
-import json
 import logging
 import os
 import time
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentwire.config import OBJECTIVES
+from latentwire.diagnostics.json_files import parsed
+from latentwire.diagnostics.run_files import read_status
 
 if TYPE_CHECKING:
     import pandas
@@ -71,11 +72,8 @@ def stream_path(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    try:
-        told = json.loads((path / "status.json").read_text(encoding="utf-8"))["files"]
-        known = Path(told["diagnostics"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return path / FILE
+    told = (read_status(path).get("files") or {}).get("diagnostics")
+    known = path / FILE if told is None else Path(told)
     return known if known.is_file() or not (path / FILE).is_file() else path / FILE
 
 
@@ -106,10 +104,14 @@ def rows(path: str | os.PathLike[str], *, kind: str | None = None) -> Iterator[R
 
 def _parsed(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        return None
+    if not isinstance(row.get("nonfinite", []), list):
+        del row["nonfinite"]  # of foreign rows; readers go through it
+    return row
 
 
 class Tail:
@@ -139,7 +141,7 @@ class Tail:
                 self._check(file.fileno())
                 file.seek(self._offset)
                 added = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or a file server's bad moment
             return []
         whole, end, _ = added.rpartition(b"\n")
         if not end:
@@ -213,7 +215,8 @@ def read(path: str | os.PathLike[str], *, kind: str | None = None) -> "pandas.Da
         elif key in _WHOLE:
             frame[key] = pd.to_numeric(frame[key]).astype("Int64")
         elif key == "time":
-            frame[key] = pd.to_datetime(frame[key], utc=True, format="ISO8601").dt.as_unit("us")
+            found_times = pd.to_datetime(frame[key], utc=True, format="ISO8601", errors="coerce")
+            frame[key] = found_times.dt.as_unit("us")
         elif key == "skipped":
             frame[key] = frame[key].astype("boolean")
         elif key != "nonfinite":

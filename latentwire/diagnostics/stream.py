@@ -10,9 +10,12 @@ from typing import Any
 
 from latentwire.distributed.groups import Group
 from latentwire.distributed.messages import gather_json
+from latentwire.files import publish
 
 SCHEMA = 2
 """Version of the rows; 2 has kinds of rows."""
+_START = 1024
+"""Bytes of a file that tell whether it is a stream; without an end of line there may be many."""
 _STAGE_ORDER = {"A": 0, "B": 1}
 
 
@@ -38,18 +41,17 @@ class DiagnosticsStream:
         if self._world.rank != 0 or not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().split(b"\n"):
             try:
                 row = json.loads(line)
                 place = (_STAGE_ORDER[row["stage"]], row["step"])
                 is_other = row.get("run", self._run) != self._run
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
             if is_other or place <= (_STAGE_ORDER[stage], step):
-                kept.append(line + "\n")
-        fresh = self._path.with_suffix(".tmp")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        fresh.replace(self._path)
+                kept.append(line + b"\n")
+        # A link to the file stays one.
+        publish(self._path.resolve(), b"".join(kept), durably=False)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
         """Appends every rank's rows in rank order; returns them all on rank 0. All ranks call."""
@@ -78,8 +80,9 @@ class DiagnosticsStream:
 def is_stream(path: Path) -> bool:
     """Whether an existing file is empty or starts as a diagnostics stream does."""
     with path.open("rb") as file:
-        first = file.readline().strip()
-    return not first or first.startswith(b'{"schema": ')
+        start = file.read(_START)
+    is_empty = not start.strip() and len(start) < _START
+    return is_empty or start.lstrip().startswith(b'{"schema": ')
 
 
 def encodable(row: dict[str, Any]) -> dict[str, Any]:

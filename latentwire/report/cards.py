@@ -1,7 +1,6 @@
 """Examples of Stage C: what each decoder answered from the text, the wire, and a wrong wire."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from latentwire.diagnostics.reading import Row
 from latentwire.evaluation.metrics import exact_match
@@ -19,7 +18,7 @@ def cards(run: RunData) -> Html:
     """The cards of one run, with a choice of which are shown."""
     examples: dict[int, dict[tuple[str, str], Row]] = {}
     for row in run.predictions:
-        if isinstance(row.get("example"), int) and row.get("answers"):
+        if row["answers"]:
             key = (str(row.get("decoder")), str(row.get("arm")))
             examples.setdefault(row["example"], {})[key] = row
     if not examples:
@@ -93,15 +92,11 @@ def _card(run: RunData, number: int, answers: Mapping[tuple[str, str], Row]) -> 
             aria_label=f"context of example {number}",
         ),
         element("p", element("b", "Question: "), str(first.get("question", ""))),
-        element("p", element("b", "Gold: "), " | ".join(map(str, _list(first["answers"])))),
+        element("p", element("b", "Gold: "), " | ".join(map(str, first["answers"]))),
         table(["arm", *decoders], lines, caption=f"Answers to example {number}"),
         class_="card lost" if _is_lost(answers) else "card",
         data_example=number,
     )
-
-
-def _list(answers: Any) -> Sequence[Any]:
-    return answers if isinstance(answers, list) else [answers]
 
 
 def _answer(row: Row | None) -> Html:

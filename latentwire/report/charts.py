@@ -1,6 +1,6 @@
 """Which charts a report has, and what is drawn in each."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -256,19 +256,19 @@ class ChartMaker:
         """Exact match of the wire, at every ratio it was read at, against its compression."""
         found = []
         for run, data in enumerate(self.runs):
-            for number, (decoder, scores) in enumerate(
-                (data.metrics.get("decoders") or {}).items()
-            ):
+            for number, (decoder, scores) in enumerate(data.metrics.get("decoders", {}).items()):
                 marks = []
-                for arm, own in scores.get("arms", {}).items():
-                    ratio = own.get("compression_tokens")
-                    if arm.partition("@")[0] == "latent" and is_number(ratio):
+                for arm, own in scores["arms"].items():
+                    ratio, em = own.get("compression_tokens"), own.get("em")
+                    is_wire = arm.partition("@")[0] == "latent"
+                    if is_wire and is_number(ratio) and is_number(em):
                         marks.append((ratio, arm, own))
                 marks.sort(key=lambda mark: mark[0])
                 if not marks:
                     continue
                 colour, dash = self.curves.look(run, number)
-                intervals = [own.get("em_ci95") or [own["em"]] * 2 for _, _, own in marks]
+                reference = scores["arms"].get("text", {}).get("em")
+                intervals = [_interval(own) for _, _, own in marks]
                 found.append(
                     {
                         "name": self.curves.named(run, decoder),
@@ -279,7 +279,7 @@ class ChartMaker:
                         "low": [low for low, _ in intervals],
                         "high": [high for _, high in intervals],
                         "label": [arm for _, arm, _ in marks],
-                        "reference": scores["arms"].get("text", {}).get("em"),
+                        "reference": reference if is_number(reference) else None,
                     }
                 )
         chart = Chart(
@@ -297,6 +297,14 @@ class ChartMaker:
         """Every key of the rows, by rank."""
         found = {key: self.curves.by_rank(key) for key in self.curves.keys}
         return {key: curves for key, curves in found.items() if curves}
+
+
+def _interval(scores: Mapping[str, Any]) -> tuple[float, float]:
+    """Of exact match; without width where there is none."""
+    match scores.get("em_ci95"):
+        case [low, high] if is_number(low) and is_number(high):
+            return low, high
+    return scores["em"], scores["em"]
 
 
 def _drawn(charts: Iterable[Chart]) -> list[Chart]:

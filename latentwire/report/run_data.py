@@ -1,6 +1,5 @@
 """A run's folder, read for its report: what is missing stays empty, what is broken is said."""
 
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import yaml
 
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Row, rows, stream_path
-from latentwire.diagnostics.run_files import FILES, own_rows
+from latentwire.diagnostics.run_files import FILES, own_rows, read_metrics, read_status
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +44,6 @@ def read_run(folder: Path) -> RunData:
     """
     if not any((folder / FILES[name]).is_file() for name in ("config", "diagnostics", "metrics")):
         raise ConfigError([f"{folder}: no such run; give a run's folder, e.g. runs/smoke"])
-    status = _json(folder / "status.json")
     text = _text(folder / FILES["config"])
     comments = [line for line in text.splitlines() if line.startswith("#")]
     config = _yaml(folder, text)
@@ -53,14 +51,18 @@ def read_run(folder: Path) -> RunData:
     return RunData(
         name=folder.resolve().name,
         folder=folder,
-        status=status,
+        status=read_status(folder),
         config_text="\n".join(line for line in text.splitlines() if not line.startswith("#")),
         config=config,
         environment=[line.lstrip("# ") for line in comments],
         rows=own_rows(folder, stream, _lines(stream)),
-        validations=list(_lines(folder / FILES["validation"])),
-        metrics=_json(folder / FILES["metrics"]),
-        predictions=list(_lines(folder / FILES["predictions"])),
+        validations=[row for row in _lines(folder / FILES["validation"]) if _is_validation(row)],
+        metrics=read_metrics(folder),
+        predictions=[
+            row
+            for row in _lines(folder / FILES["predictions"])
+            if isinstance(row.get("example"), int) and isinstance(row.get("answers"), list)
+        ],
         contexts={
             row["example"]: str(row.get("context", ""))
             for row in _lines(folder / FILES["examples"])
@@ -79,24 +81,21 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
+    except (OSError, ValueError) as error:
+        log.warning("%s is left out: %s", path, error)
+        return ""
 
 
-def _json(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    if not text:
-        return {}
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        log.warning("%s is left out of the report: %s", path, error)
-        return {}
-    return found if isinstance(found, dict) else {}
+def _is_validation(row: Row) -> bool:
+    """Whether a row has scores by decoder."""
+    scores = row.get("decoders", {})
+    return isinstance(scores, dict) and all(isinstance(own, dict) for own in scores.values())
 
 
 def _yaml(folder: Path, text: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # as of no such date
         log.warning("%s is no valid YAML: %s", folder / FILES["config"], error)
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,15 +1,18 @@
 """The tables of a report: Stage C, health, ranks, what went wrong, configurations."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from latentwire.config import flatten
+from latentwire.config import ConfigError, flatten
 from latentwire.config_file import from_tree
 from latentwire.diagnostics.reading import DropCount, reason_of
 from latentwire.report.html import Html, element, join, table
 from latentwire.report.run_data import RunData
 from latentwire.report.series import RunSeries, is_number
+
+log = logging.getLogger(__name__)
 
 _SCORES = {
     "em": "EM",
@@ -96,7 +99,7 @@ def checkpoint_name(checkpoint: Mapping[str, Any]) -> str:
     # Runs evaluated before there was a best one have the last.
     which, stage = checkpoint.get("which", "last"), checkpoint.get("stage")
     if stage is not None:
-        return f"the {which} checkpoint: stage {stage} step {checkpoint['step']}"
+        return f"the {which} checkpoint: stage {stage} step {checkpoint.get('step')}"
     if which == "unsaved":
         return "the wire as it was trained, of which no step could be saved"
     return "the wire as it was made"
@@ -235,11 +238,20 @@ def _events(run: RunData) -> Html:
     return element("ul", *(element("li", line) for line in lines), class_="events")
 
 
+def _flat(run: RunData) -> dict[str, Any]:
+    """The configuration by key; empty where this version does not read it."""
+    try:
+        return flatten(from_tree(run.config)) if run.config else {}
+    except ConfigError as error:
+        log.warning("%s: its configuration is not compared: %s", run.name, error.problems[0])
+        return {}
+
+
 def configurations(runs: Sequence[RunData]) -> Html:
     """Keys in which the runs differ, then each configuration whole, with its environment."""
     found = []
     if len(runs) > 1:
-        flats = [flatten(from_tree(run.config)) if run.config else {} for run in runs]
+        flats = [_flat(run) for run in runs]
         keys = [key for key in dict.fromkeys(k for flat in flats for k in flat)]
         lines = [
             [key, *(str(flat.get(key, "–")) for flat in flats)]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from latentwire.config import ConfigError
 from latentwire.diagnostics.run_files import FILES
+from latentwire.files import publish
 from latentwire.report.page import page
 from latentwire.report.run_data import read_run
 
@@ -29,10 +30,14 @@ def write_report(
         runs = [replace(run, status=run.status | {"state": state}) for run in runs]
     name = FILES["report"] if len(folders) == 1 else "report-compared.html"
     path = folders[0] / name if out is None else out
-    fresh = path.with_name(path.name + ".tmp")
+    # Foreign files may hold halves of surrogate pairs, which are no text.
+    written = page(runs).encode("utf-8", "replace")
     try:
-        fresh.write_text(page(runs), encoding="utf-8")
-        os.replace(fresh, path)
+        if path.exists() and not path.is_file():
+            # A device or a pipe: a file put in its place would destroy it.
+            path.write_bytes(written)
+        else:
+            publish(Path(os.path.realpath(path)), written, durably=False)  # a link stays one
     except OSError as error:
         raise ConfigError([f"{path} cannot be written: {error.strerror}"]) from None
     return path

@@ -5,7 +5,6 @@ reported at once.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from latentwire.training.prompt_checks import prompt_problems, sample_examples
 from latentwire.training.start import wish_problem
 from latentwire.training.status import FILES
 from latentwire.training.teacher_build import cache_folder
+from latentwire.writable import folder_problems
 
 _EVALUATION_KEYS = (
     "eval.",
@@ -132,7 +132,7 @@ def preflight(
     roots = {"run.root": config.run.root, "checkpoint.root": config.checkpoint.root}
     if config.teacher.cache and not evaluation:
         roots["teacher.folder"] = str(cache_folder(config))
-    problems += _folder_problems(roots)
+    problems += folder_problems(roots)
     problems += _stream_problems(config.diagnostics.diagnostic_log)
     for pair in _PAIRS:
         if (Path(config.checkpoint.root) / pair).resolve() == checkpoint_folder.resolve():
@@ -186,20 +186,6 @@ def _holds_files(folder: Path) -> bool:
     return any(path.suffix != run_lock.SUFFIX and path.name != "ckpt" for path in folder.iterdir())
 
 
-def _folder_problems(roots: Mapping[str, str]) -> list[str]:
-    """Whether folders can be made under each root, as far as that shows without making any."""
-    found = []
-    for key, root in roots.items():
-        there = Path(root).absolute()
-        while not there.exists():
-            there = there.parent
-        if not there.is_dir():
-            found.append(f"{key}: '{root}' cannot be a folder: {there} is a file")
-        elif not os.access(there, os.W_OK | os.X_OK):
-            found.append(f"{key}: '{root}' cannot be written: no permission in {there}")
-    return found
-
-
 def _stream_problems(path: str | None) -> list[str]:
     """Whether a diagnostics stream can be written, or continued, at a path of the user's."""
     key = "diagnostics.diagnostic_log"
@@ -209,11 +195,15 @@ def _stream_problems(path: str | None) -> list[str]:
     if not path or file.is_dir():
         return [f"{key}: '{path}' is a folder; give a file, e.g. {path or '.'}/diagnostics.jsonl"]
     if not file.exists():
-        return _folder_problems({key: str(file.parent)})
+        return folder_problems({key: str(file.parent)})
     # Rows that a resumed run repeats are dropped from the file, so it must be one of ours.
+    if not file.is_file():
+        return [f"{key}: '{path}' is no regular file; give another, or leave the key out"]
+    if not os.access(file, os.R_OK | os.W_OK):
+        return [f"{key}: '{path}' cannot be read and written; choose another file"]
     if not is_stream(file):
         return [f"{key}: '{path}' exists and is no diagnostics stream; choose another file"]
-    return [] if os.access(file, os.W_OK) else [f"{key}: '{path}' cannot be written"]
+    return []
 
 
 def _extra_problems(config: Config) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from latentwire.diagnostics.run_files import FILES
+from latentwire.diagnostics.run_files import FILES, STATUS, read_status
 from latentwire.files import publish
 
 _writing = threading.Lock()
@@ -71,7 +71,7 @@ def note_refusal(folder: Path, reason: str) -> None:
 
 def _publish(folder: Path, status: Mapping[str, Any]) -> None:
     # A disk that is slow to sync holds nobody up.
-    publish(folder / "status.json", (json.dumps(status, indent=2) + "\n").encode(), durably=False)
+    publish(folder / STATUS, (json.dumps(status, indent=2) + "\n").encode(), durably=False)
 
 
 def _now() -> str:
@@ -80,15 +80,5 @@ def _now() -> str:
 
 def diagnostics_path(folder: Path) -> Path:
     """Where a run's diagnostics are, as its status tells."""
-    files = read_status(folder).get("files")
-    known = files.get("diagnostics") if isinstance(files, dict) else None
-    return Path(known) if isinstance(known, str) else folder / FILES["diagnostics"]
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """The status, or an empty mapping where there is none."""
-    try:
-        status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    known = (read_status(folder).get("files") or {}).get("diagnostics")
+    return folder / FILES["diagnostics"] if known is None else Path(known)

@@ -14,6 +14,8 @@ from latentwire.watch import lines
 from latentwire.watch.folder import RunFolder
 from latentwire.watch.screen import picture
 
+_LONGEST = 86400
+
 
 def main(arguments: Sequence[str]) -> int:
     """Shows a run until it ends; one that has ended is shown once.
@@ -37,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     try:
         options = parser.parse_args(list(arguments))
-        if not options.interval > 0:
-            raise ConfigError([f"--interval: {options.interval} must be above 0"])
+        if not 0 < options.interval <= _LONGEST:
+            said = f"--interval: {options.interval} must be above 0, and at most {_LONGEST} (a day)"
+            raise ConfigError([said])
         run = RunFolder(options.run, waits=options.wait)
     except ConfigError as error:
         print("\n".join(["latentwire watch:", *error.problems]), file=sys.stderr)

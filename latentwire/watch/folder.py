@@ -1,6 +1,5 @@
 """A run's folder, looked at again and again while the run goes on."""
 
-import json
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Tail, rows, stream_path
-from latentwire.diagnostics.run_files import own_rows
+from latentwire.diagnostics.run_files import own_rows, read_metrics
 from latentwire.slurm import ATTEMPTS
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
@@ -104,14 +103,10 @@ class RunFolder:
             text = (self.path / FILES["config"]).read_text(encoding="utf-8")
             train = yaml.safe_load(text)["train"]
             found = {name: train[f"stage_{name.lower()}"]["steps"] for name in STAGES}
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
             return {}
         return {name: steps for name, steps in found.items() if isinstance(steps, int)}
 
-    def result(self) -> dict[str, Any] | None:
-        """What Stage C found; None before."""
-        try:
-            found = json.loads((self.path / FILES["metrics"]).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+    def result(self) -> dict[str, Any]:
+        """What Stage C found; empty before."""
+        return read_metrics(self.path)

@@ -157,10 +157,10 @@ def result_lines(run: RunFolder) -> list[str]:
             f"{row.get('metric')} {number(row.get('score'))}"
             f"{', the best so far' if row.get('is_best') else ''}"
         )
-    result = run.result() if run.state == "finished" else None
-    for decoder, scores in ((result or {}).get("decoders") or {}).items():
-        arms = scores.get("arms", {})
-        shown = [f"{arm} {number(arms[arm]['em'])}" for arm in _SHOWN_ARMS if arm in arms]
+    result = run.result() if run.state == "finished" else {}
+    for decoder, scores in result.get("decoders", {}).items():
+        arms = scores["arms"]
+        shown = [f"{arm} {number(arms[arm].get('em'))}" for arm in _SHOWN_ARMS if arm in arms]
         found.append(f"exact match of {decoder}: {', '.join(shown)}")
     return found
 

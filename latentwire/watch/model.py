@@ -238,9 +238,11 @@ def _order(place: Place) -> tuple[int, str, int]:
 
 def _time(value: Any) -> datetime | None:
     try:
-        return datetime.fromisoformat(value.replace("Z", "+00:00"))
-    except (AttributeError, ValueError):
+        found = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    except (AttributeError, TypeError, ValueError):
         return None
+    # One without a zone is no moment that could be compared with others.
+    return None if found.tzinfo is None else found
 
 
 def _is_number(value: object) -> bool:

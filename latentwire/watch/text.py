@@ -8,9 +8,9 @@ PLAIN_BLOCKS = "_.-=+*#@"
 """Where the terminal has no block characters."""
 
 
-def number(value: float | None) -> str:
-    """At most seven characters; what is not finite is said."""
-    if value is None:
+def number(value: object) -> str:
+    """At most seven characters; what is not finite is said, and what is no number is a dash."""
+    if not isinstance(value, int | float):
         return "-"
     if not math.isfinite(value):
         return "not fin"

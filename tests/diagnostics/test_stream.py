@@ -138,3 +138,16 @@ def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.Monk
         signal.signal(signal.SIGXFSZ, handler)
     rows.write([{"step": 3}])
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3]
+
+
+def test_what_is_beside_the_file_stays_and_a_link_to_it_too(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.jsonl", tmp_path / "rows.jsonl"
+    real.write_text(row("A", 1) + "\n" + row("A", 2) + "\n" + "[" * 100_000 + "\n")
+    link.symlink_to(real)
+    for name in ("rows.tmp", "real.tmp"):
+        (tmp_path / name).write_text("mine")
+    stream(link).forget_after("A", 1)
+    assert link.is_symlink() and real.read_text() == row("A", 1) + "\n"
+    names = ["real.jsonl", "real.tmp", "rows.jsonl", "rows.tmp"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "rows.tmp").read_text() == "mine"

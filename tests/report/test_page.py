@@ -1,7 +1,9 @@
 """The report as a file: what is in it, that texts stay texts, and what is refused."""
 
 import json
+import os
 import re
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -200,3 +202,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "cannot be written" in capsys.readouterr().err
     with pytest.raises(ConfigError):
         write_report([tmp_path])
+
+
+def test_the_report_goes_into_what_is_there(tmp_path: Path) -> None:
+    """A device or a pipe is written to, not replaced; a link stays one."""
+    run = report_cases.write_run(tmp_path / "r")
+    real, link, pipe = (tmp_path / name for name in ("real.html", "link.html", "pipe"))
+    (tmp_path / "real.html.tmp").write_text("mine")
+    link.symlink_to(real)
+    assert write_report([run], link) == link
+    assert link.is_symlink() and real.read_text().startswith("<!doctype html>")
+    assert (tmp_path / "real.html.tmp").read_text() == "mine"
+    os.mkfifo(pipe)
+    read = tmp_path / "read"
+    with read.open("wb") as file, subprocess.Popen(["cat", str(pipe)], stdout=file):
+        write_report([run], pipe)
+    assert read.read_text().startswith("<!doctype html>")
+    assert pipe.is_fifo()
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match="cannot be written: No space left"):
+        write_report([run], full)
+    assert full.is_symlink() and Path("/dev/full").is_char_device()

@@ -1,5 +1,6 @@
 """A diagnostics stream at a path of the user's own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ def test_what_cannot_be_the_stream_is_refused(pair: Path, tmp_path: Path) -> Non
     assert "is a folder" in refused(pair, tmp_path, tmp_path)
     assert "cannot be a folder" in refused(pair, tmp_path, notes / "a.jsonl")
     assert notes.read_text() == "# mine\n"
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n\n# mine\n")
+    assert "is no diagnostics stream" in refused(pair, tmp_path, blank)
+
+
+def test_what_has_no_end_is_not_looked_for_one(pair: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/full")):
+        assert "is no regular file" in refused(pair, tmp_path, path)
 
 
 @pytest.mark.parametrize("before", ["", '{"schema": 1, "run": "other"}\n', '{"schema": 1, "ru'])

@@ -26,7 +26,7 @@ class Folder:
 def test_the_report_says_finished_before_the_status_does(tmp_path: Path) -> None:
     folder = report_cases.write_run(tmp_path / "r")
     (folder / "status.json").write_text(json.dumps({"state": "running"}))
-    stage_c._write_report(cast(Plan, Folder(folder)))
+    stage_c._write_report(cast(Plan, Folder(folder)), "finished")
     assert "<dd>finished</dd>" in (folder / "report.html").read_text()
 
 
@@ -38,7 +38,7 @@ def test_a_report_that_fails_is_a_warning(
 
     monkeypatch.setattr(stage_c, "write_report", broken)
     monkeypatch.setattr(logging.getLogger("latentwire"), "propagate", True)
-    stage_c._write_report(cast(Plan, Folder(tmp_path)))
+    stage_c._write_report(cast(Plan, Folder(tmp_path)), "finished")
     assert "no report was made: KeyError: 'a key'" in caplog.text
 
 
@@ -54,7 +54,7 @@ def test_a_wire_of_which_nothing_could_be_saved_is_called_so(pair: Path, tmp_pat
     overrides = small_overrides(pair, tmp_path, "checkpoint.on_error=continue")
     assert run_distributed(train_without_saving, 1, overrides) == ["finished"]
     metrics = json.loads((tmp_path / "runs" / "test" / "metrics.json").read_text())
-    assert metrics["checkpoint"] == {"stage": None, "step": 0, "which": "unsaved"}
+    assert metrics["checkpoint"] == {"stage": None, "step": 0, "manifest": None, "which": "unsaved"}
     said = "the wire as it was trained, of which no step could be saved"
     assert said in (tmp_path / "runs" / "test" / "pipeline.log").read_text()
     assert said in (tmp_path / "runs" / "test" / "report.html").read_text()

@@ -331,6 +331,7 @@ def test_sparklines(values: list[float], options: dict[str, Any], expected: str)
 
 
 def test_numbers_and_times() -> None:
+    assert [number(value) for value in (None, "x", [1], {})] == ["-"] * 4
     found = [number(v) for v in (None, math.nan, 0.0, 0.5, 123.456, 1e-5, 2e7)]
     assert found == ["-", "not fin", "0.000", "0.500", "123.5", "1.0e-05", "2.0e+07"]
     assert all(len(number(value)) <= 7 for value in (-0.5, -12.3456, 9999.4, 99.9996))

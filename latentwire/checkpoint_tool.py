@@ -6,13 +6,14 @@ from pathlib import Path
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.arguments import Parser
 from latentwire.checkpointing import best, commit, export
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import PARTS
 from latentwire.checkpointing.manifest import content_problems, read_manifest
 from latentwire.checkpointing.state import CONFIG, read_place
-from latentwire.config import ConfigError, flatten
+from latentwire.config import Config, ConfigError, flatten
 from latentwire.config_file import from_tree
 from latentwire.training.status import FILES
 
@@ -75,11 +76,17 @@ def evaluated_step(text: str) -> Step:
     """
     latest = _step(text)
     standing = read_place(latest).validation
-    tree = yaml.safe_load((latest.path / CONFIG).read_text(encoding="utf-8"))
     is_named = Path(text).resolve() == latest.path.resolve()
-    if is_named or standing.best is None or from_tree(tree).eval.checkpoint == "last":
+    if is_named or standing.best is None or _config(latest).eval.checkpoint == "last":
         return latest
     return best.find(latest.path.parent.parent, standing.best) or latest
+
+
+def _config(step: Step) -> Config:
+    try:
+        return from_tree(strict_yaml.load_file(step.path / CONFIG))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ConfigError([f"{step.path / CONFIG}: cannot be read: {error}"]) from None
 
 
 def _step(text: str) -> Step:
@@ -159,8 +166,7 @@ def _diff(first: Step, second: Step) -> int:
 
 
 def _config_lines(first: Step, second: Step) -> list[str]:
-    trees = [yaml.safe_load((step.path / CONFIG).read_text("utf-8")) for step in (first, second)]
-    old, new = (flatten(from_tree(tree)) for tree in trees)
+    old, new = (flatten(_config(step)) for step in (first, second))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return [f"config {key}: {old.get(key)} | {new.get(key)}" for key in keys[:_SHOWN]]
 

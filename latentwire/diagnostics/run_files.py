@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
+
 FILES = {
     "config": "config.yaml",
     "log": "pipeline.log",
@@ -29,7 +31,7 @@ def own_rows(folder: Path, stream: Path, rows: Iterable[dict[str, Any]]) -> list
     if stream.resolve().parent == folder.resolve():
         return found
     try:
-        tag = yaml.safe_load((folder / FILES["config"]).read_text(encoding="utf-8"))["run"]["tag"]
+        tag = strict_yaml.load_file(folder / FILES["config"])["run"]["tag"]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         tag = folder.resolve().name
     return [row for row in found if row.get("run", tag) == tag]

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from latentwire import config_file
+from latentwire import config_file, strict_yaml
 from latentwire.config import Config, ConfigError
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, shapes
@@ -139,7 +137,7 @@ def measure(
 def pairs(device: Device, *, gpus_per_node: int) -> tuple[dict[str, Any], list[Pair]]:
     """The packaged study: what it assumes, and every pair's points."""
     path = config_file.PACKAGED / "scaling.yaml"
-    study: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    study: dict[str, Any] = strict_yaml.load_file(path)
     found = []
     for entry in study["pairs"]:
         config = sharded(config_file.load(study["recipe"], entry["overrides"]), entry["shard"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Row, rows, stream_path
 from latentwire.diagnostics.run_files import FILES, own_rows
@@ -76,7 +77,8 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # A letter that is none is shown as such; a report is better than none.
+        return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
 
@@ -95,7 +97,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _yaml(folder: Path, text: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(text)
+        found = strict_yaml.load(text)
     except yaml.YAMLError as error:
         log.warning("%s is no valid YAML: %s", folder / FILES["config"], error)
         return {}

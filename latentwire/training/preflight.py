@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from latentwire import config_file
+from latentwire import config_file, strict_yaml
 from latentwire.checkpointing.changes import changed_keys
 from latentwire.checkpointing.commit import STAGES, newest, step_named, steps
 from latentwire.config import (
@@ -303,7 +303,7 @@ def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
     for path in (run_folder / "config.yaml", step.path / "config.yaml" if step else None):
         if path is not None and path.is_file():
             try:
-                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+                tree = strict_yaml.load_file(path)
                 if not isinstance(tree, dict):
                     raise TypeError("it holds no configuration")
                 return config_file.from_tree(tree)

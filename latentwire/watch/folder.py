@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Tail, rows, stream_path
 from latentwire.diagnostics.run_files import own_rows
@@ -101,8 +102,7 @@ class RunFolder:
         if isinstance(told, dict):
             return {str(name): steps for name, steps in told.items() if isinstance(steps, int)}
         try:
-            text = (self.path / FILES["config"]).read_text(encoding="utf-8")
-            train = yaml.safe_load(text)["train"]
+            train = strict_yaml.load_file(self.path / FILES["config"])["train"]
             found = {name: train[f"stage_{name.lower()}"]["steps"] for name in STAGES}
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             return {}

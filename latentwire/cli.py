@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from latentwire.files import is_bad_name, name_problem
+
 USAGE = """usage: latentwire <command> [arguments]
 
 commands:
@@ -63,6 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the lines has left; nothing may be flushed to there at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
+    except OSError as error:
+        # A training tells of its own, in the run's status too; without a file it is no one's name.
+        if given[0] in ("train", "eval") or error.filename is None:
+            raise
+        print(f"latentwire {given[0]}: {name_problem(error)}", file=sys.stderr)
+        return 2 if is_bad_name(error) else 1
     return code
 
 

@@ -304,7 +304,7 @@ def _scalar(kind: type, value: Any, key: str, errors: list[str]) -> Any:
         # YAML reads 1e-4 as a string; the declared type says what was meant.
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind is str and isinstance(value, str):
         return value

@@ -153,10 +153,9 @@ def _from_env(arguments: list[str]) -> int:
 
 
 def _env_table(arguments: list[str]) -> int:
-    from latentwire.from_env import default_table
+    from latentwire.from_env import main_table
 
-    print(default_table())
-    return 0
+    return main_table(arguments)
 
 
 def _tiny(arguments: list[str]) -> int:

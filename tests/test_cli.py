@@ -323,5 +323,12 @@ def test_a_signal_in_stage_c_is_heard_between_two_batches(pair: Path, tmp_path: 
 def test_the_command_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "tiny build" in capsys.readouterr().out
+    assert cli.main(["slurm", "--help"]) == 0
+    assert "usage: latentwire slurm {requeue,point,table}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["env-table", "--help"])
+    assert ended.value.code == 0
+    assert "usage: latentwire env-table" in capsys.readouterr().out
+    assert cli.main(["env-table", "x"]) == 2
     assert cli.main(["fly"]) == 2
     assert "unknown command 'fly'" in capsys.readouterr().err

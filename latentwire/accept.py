@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError
 from latentwire.config_file import from_tree
@@ -76,7 +77,7 @@ def read_run(folder: Path) -> RunFiles:
     if not folder.is_dir():
         raise ConfigError([f"{folder}: no such run; give a run's folder, e.g. runs/smoke"])
     try:
-        config = from_tree(yaml.safe_load((folder / FILES["config"]).read_text(encoding="utf-8")))
+        config = from_tree(strict_yaml.load_file(folder / FILES["config"]))
         metrics = read_object(folder / FILES["metrics"])
         for decoder in metrics["decoders"].values():
             for arm in _ARMS:

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 
 
@@ -171,7 +172,7 @@ def _value(text: str) -> object:
     except ValueError:
         pass
     try:
-        value = yaml.safe_load(text)
+        value = strict_yaml.load(text)
     except yaml.YAMLError:
         return text
     if isinstance(value, str):

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     log_to(None, rank=0)
     try:
         options = _parser().parse_args(list(arguments))
+        if problems := _words_problems(options):
+            raise ConfigError(problems)
         models = _models(options.model)
         device = _device(options.device)
         text = _read(options.file) if options.file else options.text
@@ -137,9 +139,21 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError([f"--device {text}: {first_line(error)}"]) from None
+    if device.type == "meta":
+        raise ConfigError([f"--device {text}: has no numbers, so nothing is answered; use cpu"])
     return device
+
+
+def _words_problems(options: argparse.Namespace) -> list[str]:
+    """Bytes that are no UTF-8 come as half letters, which no tokenizer reads."""
+    given = [("--text", options.text or ""), *(("--question", q) for q in options.question)]
+    return [f"{option}: holds bytes that are no UTF-8" for option, text in given if _is_torn(text)]
+
+
+def _is_torn(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _problems(wire: ExportedWire, names: Sequence[str], models: Mapping[str, str]) -> list[str]:
@@ -182,6 +196,8 @@ def _asked(text: str) -> Iterator[Example]:
     for line in sys.stdin:
         if not line.strip():
             return
+        if _is_torn(line):
+            raise ConfigError(["the question holds bytes that are no UTF-8"])
         yield Example(context=text, question=line.strip(), answers=())
 
 

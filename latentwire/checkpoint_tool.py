@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.arguments import Parser
 from latentwire.checkpointing import commit, export
 from latentwire.checkpointing.commit import Step
@@ -110,7 +111,10 @@ def _config_of(step: Step) -> Config:
     """
     if found := content_problems(step.path, read_manifest(step.path), [CONFIG]):
         raise ConfigError(found)
-    return from_tree(yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8")))
+    try:
+        return from_tree(strict_yaml.load_file(step.path / CONFIG))
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise ConfigError([f"{step.path / CONFIG}: cannot be read: {error}"]) from None
 
 
 def _list(root: Path) -> int:

@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from latentwire.files import is_bad_name, name_problem
+
 USAGE = """usage: latentwire <command> [arguments]
 
 commands:
@@ -68,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("latentwire: interrupted", file=sys.stderr)
         return _INTERRUPTED
+    except OSError as error:
+        # A training tells of its own, in the run's status too; without a file it is no one's name.
+        if given[0] in ("train", "eval") or error.filename is None:
+            raise
+        print(f"latentwire {given[0]}: {name_problem(error)}", file=sys.stderr)
+        return 2 if is_bad_name(error) else 1
     return code
 
 
@@ -150,10 +158,9 @@ def _from_env(arguments: list[str]) -> int:
 
 
 def _env_table(arguments: list[str]) -> int:
-    from latentwire.from_env import default_table
+    from latentwire.from_env import main_table
 
-    print(default_table())
-    return 0
+    return main_table(arguments)
 
 
 def _tiny(arguments: list[str]) -> int:

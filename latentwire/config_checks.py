@@ -2,8 +2,11 @@
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from latentwire.config import OBJECTIVES, SINKS, Config, DecoderConfig, StageConfig, flatten
+from latentwire.config_training import ObjectivesConfig
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -52,6 +55,34 @@ _FRACTION = "optim.min_lr objectives.first_hold".split() + [
         "latent_keep_end",
     )
 ]
+_MOST_WHOLE = 10**9
+"""Of a whole number that no other limit is for; more is a slip, or no machine could do it."""
+_MOST: dict[str, float] = {
+    "run.seed": 10**18,
+    **dict.fromkeys(
+        "wire.d_z encoder.byte.width encoder.lora.rank gist.hidden".split(),
+        1 << 17,
+    ),
+    **dict.fromkeys("wire.refiner.layers encoder.byte.layers gist.layers".split(), 1000),
+    **dict.fromkeys(
+        (
+            "wire.num_latents wire.latent_private_len adapter.deep_prefix_len gist.gist_len "
+            "train.batch_size train.stage_a.batch_size train.stage_b.batch_size eval.batch_size"
+        ).split(),
+        1 << 20,
+    ),
+    **dict.fromkeys(
+        (
+            "distributed.timeout distributed.step_timeout diagnostics.step_close_seconds "
+            "diagnostics.drain_seconds"
+        ).split(),
+        30 * 24 * 3600,
+    ),
+    **dict.fromkeys("train.stage_a.epochs train.stage_b.epochs".split(), 10**6),
+    "adapter.hidden_mult": 1000,
+    "data.prefetch": 1000,
+}
+"""What sizes tensors, loops or clocks would fail in the midst of, where it is too large."""
 _PARTS = "encoder refiner adapter deep_prefix gist lora".split()
 """As ``wire.parts`` names them."""
 _RATIOS = (*(f"{stage}.ratios" for stage in _STAGES), "eval.ratios")
@@ -68,6 +99,7 @@ def problems(config: Config) -> list[str]:
     if found:
         return found
     found += [f"{key}: {flat[key]} must be above 0" for key in _POSITIVE if not flat[key] > 0]
+    found += _size_problems(flat)
     found += [f"{key}: {flat[key]} must be below 1" for key in _BELOW_ONE if not 0 <= flat[key] < 1]
     found += [f"{key}: {flat[key]} must be 0 or more" for key in _NOT_NEGATIVE if flat[key] < 0]
     for key in _RATIOS:
@@ -128,6 +160,19 @@ def problems(config: Config) -> list[str]:
             "optim.optimizer: 'adamw8bit' is for sharding.backend=fsdp; ZeRO's own partitions "
             "keep fp32 moments: use adamw, or sharding.backend=fsdp"
         )
+    return found
+
+
+def _size_problems(flat: Mapping[str, Any]) -> list[str]:
+    """Every number that is larger than it can be meant."""
+    found = []
+    for key, value in flat.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        whole = any(isinstance(number, int) for number in numbers)
+        limit = _MOST.get(key, _MOST_WHOLE if whole else math.inf)
+        if any(isinstance(number, int | float) and number > limit for number in numbers):
+            shown = list(value) if isinstance(value, tuple) else value
+            found.append(f"{key}: {shown} must be {limit} at most")
     return found
 
 
@@ -193,11 +238,19 @@ def _objective_problems(config: Config) -> list[str]:
             f"objectives.first_peak: {objectives.first_peak} is below objectives.first "
             f"{objectives.first}, to which it falls"
         )
+    # Its default is no one's wish, and cannot be told from one of that weight.
+    if not gist.use_gist_head and objectives.gist not in (0, ObjectivesConfig.gist):
+        found.append(
+            f"objectives.gist: {objectives.gist}, but gist.use_gist_head is false, so nothing "
+            "would be trained for it; set it to true, or remove the weight"
+        )
     stages = (config.train.stage_a, config.train.stage_b)
-    if weights["continuation"] > 0 and not any(s.warmup_text_latent_prob > 0 for s in stages):
+    mixed = [stage for stage in stages if stage.warmup_text_latent_prob > 0]
+    if weights["continuation"] > 0 and not any(map(_has_steps, mixed)):
         found.append(
             f"objectives.continuation: {weights['continuation']}, but no step is mixed, so there "
-            "is nothing to go on with; set train.stage_a.warmup_text_latent_prob, or use 0"
+            "is nothing to go on with; set train.stage_a.warmup_text_latent_prob, in a stage that "
+            "has steps, or use 0"
         )
     if config.teacher.cache and weights["state"] > 0:
         found.append(
@@ -260,6 +313,10 @@ def _diagnostics_problems(config: Config) -> list[str]:
             "diagnostics.grad_diag_units: none stands alone; leave it out, or the other names"
         )
     return found
+
+
+def _has_steps(stage: StageConfig) -> bool:
+    return (stage.steps or 0) > 0 or (stage.epochs or 0) > 0
 
 
 def _stage_problems(config: Config, key: str, stage: StageConfig) -> list[str]:

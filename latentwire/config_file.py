@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import Config, ConfigError, DecoderConfig, RunConfig, flatten
 from latentwire.config_checks import problems
 
@@ -23,6 +24,8 @@ REPOSITORY = Path(__file__).parent.parent
 
 _UNIONS = (types.UnionType, typing.Union)
 """``str | None`` is the first, ``Literal[...] | None`` the second."""
+_SHOWN = 80
+"""Characters of a value that a message quotes."""
 
 
 def recipe_names() -> list[str]:
@@ -32,7 +35,7 @@ def recipe_names() -> list[str]:
 
 def packaged_names(wanted: Callable[[Mapping[str, Any]], bool]) -> list[str]:
     """Names of the packaged YAML files whose content is ``wanted``."""
-    trees = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in PACKAGED.glob("*.yaml")}
+    trees = {path.stem: strict_yaml.load_file(path) for path in PACKAGED.glob("*.yaml")}
     return sorted(name for name, tree in trees.items() if wanted(tree))
 
 
@@ -127,8 +130,8 @@ def _read(recipe: str) -> dict[str, Any]:
             ]
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = strict_yaml.load_file(path)
+    except yaml.YAMLError as error:
         raise ConfigError([f"--recipe: {path} is no valid YAML: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"--recipe: {path} must hold a mapping of keys, e.g. 'run: {{tag: x}}'"])
@@ -144,8 +147,8 @@ def read_mapping(path: Path, keys: Sequence[str]) -> tuple[dict[str, Any], list[
         ConfigError: it cannot be read, or holds no mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = strict_yaml.load_file(path)
+    except (OSError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from None
     if not isinstance(tree, dict):
         raise ConfigError([f"{path}: must hold a mapping with the keys {', '.join(keys)}"])
@@ -169,9 +172,12 @@ def _override(tree: dict[str, Any], text: str, errors: list[str]) -> None:
         return
     kind = _type_at(key)
     try:
-        value = raw if kind is str else yaml.safe_load(raw)
-    except yaml.YAMLError:
-        errors.append(f"{key}: '{raw}' is no valid YAML value")
+        value = raw if kind is str else strict_yaml.load(raw)
+    except yaml.YAMLError as error:
+        shown = raw if len(raw) <= _SHOWN else f"{raw[:_SHOWN]}..."
+        # What PyYAML itself says tells where in a file, and this is one value.
+        why = f": {error}" if isinstance(error, strict_yaml.StrictYamlError) else ""
+        errors.append(f"{key}: '{shown}' is no valid YAML value{why}")
         return
     if isinstance(value, str) or (_is_optional_str(kind) and value is not None):
         value = raw
@@ -298,7 +304,7 @@ def _scalar(kind: type, value: Any, key: str, errors: list[str]) -> Any:
         # YAML reads 1e-4 as a string; the declared type says what was meant.
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind is str and isinstance(value, str):
         return value

@@ -1,5 +1,6 @@
 """Small files written so that they survive a crash, and read so that a damaged one is named."""
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,24 @@ UNFINISHED = ".tmp"
 """End of the name of a file that is being written."""
 _ABANDONED_SECONDS = 24 * 3600.0
 """A folder that nothing was added to for so long is nobody's who still writes."""
+
+_SHOWN = 60
+"""Characters of a name that a message quotes."""
+_OF_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+"""Errors of a name that no file can have there; the others are those of the file."""
+
+
+def is_bad_name(error: OSError) -> bool:
+    """Whether it is the name that is wrong, and not what is found there."""
+    return error.errno in _OF_NAMES
+
+
+def name_problem(error: OSError) -> str:
+    """What an error that names a file says, in one line, however long the name is."""
+    name = str(error.filename)
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}... ({len(name)} characters)"
+    mend = "give another name" if is_bad_name(error) else "give one that can be used"
+    return f"'{shown}': {error.strerror}; {mend}"
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -115,6 +115,26 @@ def _look_for_base(config: Config, default: str) -> None:
         )
 
 
+def main_table(arguments: Sequence[str]) -> int:
+    """Prints the table of all variables.
+
+    Returns:
+        0, or 2 for bad input.
+    """
+    parser = Parser(
+        prog="latentwire env-table",
+        description="Prints every variable that the runners read, as a Markdown table.",
+        allow_abbrev=False,
+    )
+    try:
+        parser.parse_args(list(arguments))
+    except ConfigError as error:
+        print("\n  ".join(["latentwire env-table:", *error.problems]), file=sys.stderr)
+        return 2
+    print(default_table())
+    return 0
+
+
 def default_table() -> str:
     """The table of all variables, with the runners' defaults."""
     return environment.table(

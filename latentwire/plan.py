@@ -84,18 +84,39 @@ def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             help=f"{_HELP}{unit}; default {getattr(default, name) / scale:g}",
             **real,
         )
+    parser.set_defaults(recipe=None)
     found = parser.parse_intermixed_args(list(arguments))
-    options = vars(found)
-    wrong = [
-        f"--{name.replace('_', '-')}: {options[name]} should be above 0"
-        for name in (*_POSITIVE, *(name for name, _, _ in _DEVICE))
-        if options[name] is not None and options[name] <= 0
-    ]
-    if wrong:
+    overrides, options = with_flags(found), vars(found)
+    if wrong := _problems(options, overrides):
         raise ConfigError(wrong)
-    return options, with_flags(found)
+    return options | {"recipe": options["recipe"] or "smoke"}, overrides
 
 
+def _problems(options: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """What is wrong with numbers, and with what ``--scaling`` would not read."""
+    found = [
+        f"--{name.replace('_', '-')}: {options[name]} should be above 0, and at most {_MOST:.0e}"
+        for name in (*_POSITIVE, *(name for name, _, _ in _DEVICE))
+        # Written so that NaN is refused too.
+        if options[name] is not None and not 0 < options[name] <= _MOST
+    ]
+    if not 0 <= options["reserve"] <= _MOST:
+        found.append(
+            f"--reserve: {options['reserve']} should be 0 or more, and at most {_MOST:.0e}"
+        )
+    if not found and options["nodes"] * options["gpus_per_node"] > _MOST_GPUS:
+        found.append(
+            f"--nodes {options['nodes']} of --gpus-per-node {options['gpus_per_node']}: should be "
+            f"{_MOST_GPUS} GPUs at most"
+        )
+    if options["scaling"] and (given := [options["recipe"], *overrides]) != [None]:
+        shown = ", ".join(text for text in given if text)
+        found.append(f"--scaling: prints a table of its own recipe, not of {shown}; leave it out")
+    return found
+
+
+_MOST = 1e12
+_MOST_GPUS = 1 << 20
 _POSITIVE = ("nodes", "gpus_per_node", "gpu_memory", "context_tokens", "prompt_tokens")
 _DEVICE = (
     ("flops", "TFLOP/s a GPU sustains", 1e12),
@@ -260,9 +281,10 @@ def _given_costs(config: Config, given: Sequence[str]) -> dict[str, float]:
         except ValueError:
             problems.append(f"--cost {one}: should be NAME=SECONDS")
             continue
-        if name not in config.decoders or found[name] <= 0:
+        if name not in config.decoders or not 0 < found[name] <= _MOST:
             problems.append(
-                f"--cost {one}: should name one of {', '.join(config.decoders)}, and be above 0"
+                f"--cost {one}: should name one of {', '.join(config.decoders)}, and be above 0, "
+                f"at most {_MOST:.0e}"
             )
     missing = [name for name in config.decoders if given and name not in found]
     if missing and not problems:

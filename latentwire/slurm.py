@@ -312,6 +312,9 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one of the subcommands; returns the exit code, 2 for bad input."""
     commands = {"requeue": _requeue, "point": _point, "table": _table}
     name = arguments[0] if arguments else ""
+    if name in ("-h", "--help"):
+        print(f"usage: latentwire slurm {{{','.join(commands)}}} ...\n\n{__doc__}", end="")
+        return 0
     if name not in commands:
         print(f"latentwire slurm: one of {', '.join(commands)}", file=sys.stderr)
         return 2

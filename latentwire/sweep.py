@@ -8,6 +8,7 @@ import itertools
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -117,6 +118,11 @@ def parse(arguments: Sequence[str]) -> tuple[Sweep, bool]:
     if "tag" in given:
         overrides.append(f"run.tag={given['tag']}")
     axes = {str(key): tuple(map(written, v)) for key, v in (given.get("lists") or {}).items()}
+    listed = Counter(key for key, _ in map(_list_option, options.lists))
+    if twice := [key for key, number in listed.items() if number > 1]:
+        raise ConfigError(
+            [f"--list {key}: given twice; give all its values at once" for key in twice]
+        )
     sweep = Sweep(
         recipe=options.recipe or str(given.get("base", "smoke")),
         overrides=(*overrides, *with_flags(options)),

@@ -4,8 +4,8 @@ import errno
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from latentwire.checkpointing.writer import SaveError
 from latentwire.config import ConfigError
 from latentwire.distributed import groups as process_groups
 from latentwire.distributed.peers import LostPeerError
+from latentwire.files import is_bad_name, name_problem
 from latentwire.training import run
 from latentwire.training.attempts import has_begun
 from latentwire.training.cache_error import CacheError
@@ -27,7 +28,7 @@ from latentwire.training.outcome import Outcome
 from latentwire.training.preflight import Plan, preflight
 from latentwire.training.run_folder import log_to
 from latentwire.training.run_lock import RunLock, is_held
-from latentwire.training.status import FILES, note_refusal, read_status, write_status
+from latentwire.training.status import FILES, is_foreign, note_refusal, read_status, write_status
 from latentwire.training.unreadable import UnreadableError
 
 log = logging.getLogger(__name__)
@@ -47,21 +48,40 @@ def main_eval(arguments: Sequence[str] | None = None) -> int:
     return _guarded(arguments, _evaluate, makes_runs=False)
 
 
+@contextmanager
+def _names_said() -> Iterator[None]:
+    """A name that cannot be used is a message while nothing has begun; later it is a failure.
+
+    Other errors may pass, as those of a disk: a scheduler's job is queued again after them.
+
+    Raises:
+        ConfigError: that message.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_mine = is_bad_name(error) or isinstance(error, PermissionError)
+        if error.filename is None or not is_mine:
+            raise
+        raise ConfigError([name_problem(error)]) from None
+
+
 def _train(options: Arguments) -> int:
     if options.wire is not None:
         raise ConfigError(["--wire: an exported wire is evaluated, not trained; latentwire eval"])
-    config = config_file.load(options.recipe, options.overrides)
-    if has_begun(Path(config.run.root) / config.run.tag):
-        # What the first attempt has deleted or gone back from is what this one goes on with.
-        options = replace(options, fresh=False, overwrite=False, resume_from=None)
-    plan = preflight(
-        config,
-        world_size=process_groups.launch_world_size(),
-        ranks_per_node=process_groups.launch_ranks_per_node(),
-        fresh=options.fresh,
-        overwrite=options.overwrite,
-        resume_from=options.resume_from,
-    )
+    with _names_said():
+        config = config_file.load(options.recipe, options.overrides)
+        if has_begun(Path(config.run.root) / config.run.tag):
+            # What the first attempt has deleted or gone back from is what this one goes on with.
+            options = replace(options, fresh=False, overwrite=False, resume_from=None)
+        plan = preflight(
+            config,
+            world_size=process_groups.launch_world_size(),
+            ranks_per_node=process_groups.launch_ranks_per_node(),
+            fresh=options.fresh,
+            overwrite=options.overwrite,
+            resume_from=options.resume_from,
+        )
     if options.dry_run:
         return _describe(plan)
     wipe = options.fresh and options.overwrite
@@ -78,31 +98,33 @@ def _evaluate(options: Arguments) -> int:
         raise ConfigError([f"{name}: for training alone; leave it out" for name in names])
     if options.wire is not None:
         return _evaluate_exported(Path(options.wire), options)
-    config = config_file.load(options.recipe, options.overrides)
-    # Evaluation keys may differ from the recorded run; what shapes the wire may not.
-    plan = preflight(
-        config,
-        world_size=process_groups.launch_world_size(),
-        ranks_per_node=process_groups.launch_ranks_per_node(),
-        fresh=False,
-        overwrite=False,
-        evaluation=True,
-    )
+    with _names_said():
+        config = config_file.load(options.recipe, options.overrides)
+        # Evaluation keys may differ from the recorded run; what shapes the wire may not.
+        plan = preflight(
+            config,
+            world_size=process_groups.launch_world_size(),
+            ranks_per_node=process_groups.launch_ranks_per_node(),
+            fresh=False,
+            overwrite=False,
+            evaluation=True,
+        )
     if options.dry_run:
         return _describe(plan)
     return _supervised(plan, lambda: run.evaluate_only(plan))
 
 
 def _evaluate_exported(folder: Path, options: Arguments) -> int:
-    config = exported_config(folder, options.overrides)
-    plan = preflight(
-        config,
-        world_size=process_groups.launch_world_size(),
-        ranks_per_node=process_groups.launch_ranks_per_node(),
-        evaluation=True,
-        exported=True,
-        trained=trained_with(folder),
-    )
+    with _names_said():
+        config = exported_config(folder, options.overrides)
+        plan = preflight(
+            config,
+            world_size=process_groups.launch_world_size(),
+            ranks_per_node=process_groups.launch_ranks_per_node(),
+            evaluation=True,
+            exported=True,
+            trained=trained_with(folder),
+        )
     return _supervised(plan, lambda: evaluate_exported(plan, folder), has_checkpoints=False)
 
 
@@ -256,7 +278,11 @@ def _guarded(
         options = parse(arguments)
         return command(options)
     except ConfigError as error:
-        return _refuse(error, _refused_run(options, makes_runs=makes_runs))
+        try:
+            folder = _refused_run(options, makes_runs=makes_runs)
+        except OSError:
+            folder = None  # no folder of such a name can be
+        return _refuse(error, folder)
     except KeyboardInterrupt:
         print("latentwire: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -265,7 +291,7 @@ def _guarded(
 def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:
     """The run whose status is to say that a command was refused; None where none is.
 
-    One that another job is at has that job's status.
+    One that another job is at has that job's status, and what is no run gets none.
     """
     if options is None or options.dry_run:
         return None
@@ -273,7 +299,7 @@ def _refused_run(options: Arguments | None, *, makes_runs: bool) -> Path | None:
         folder = config_file.guess_run_folder(options.recipe, options.overrides)
     else:
         folder, makes_runs = _exported_run(options), True
-    if folder is None or not (makes_runs or folder.exists()):
+    if folder is None or not (makes_runs or folder.exists()) or is_foreign(folder):
         return None
     # Where rank 0 had nothing to refuse, it is the one that has the run.
     is_others = process_groups.launch_rank() == 0 and is_held(folder)
@@ -316,7 +342,8 @@ def _refuse(error: ConfigError, folder: Path | None, *, is_finished: bool = Fals
             else:
                 write_status(folder, state="failed", code=2, reason=reason)
         except OSError as failure:
-            print(f"the status could not be written: {failure}", file=sys.stderr)
+            if not is_bad_name(failure):  # of that it was told already
+                print(f"the status could not be written: {failure}", file=sys.stderr)
     return 2
 
 

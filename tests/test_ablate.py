@@ -349,6 +349,7 @@ def test_a_digest_does_not_depend_on_where_the_repository_stands(
         ({"rows": {"a": {"change": {}}}}, "rows.a: part: missing"),
         ({"rows": {"a-b": {"part": "x"}}}, "rows.a-b: a name has letters, digits"),
         ({"rows": {"a": {"part": "x", "seeds": 3}}}, "rows.a: seeds: should be a list of whole"),
+        ({"rows": {"a": {"part": "x", "seeds": [0, 0]}}}, "rows.a: seeds: [0, 0] should hold each"),
         ({"rows": {"a": {"part": "x", "what": 3}}}, "rows.a: unknown key 'what'"),
         ({"rows": {"a": {"part": "x", "learned": "By 0.2."}}}, "learned: has a number"),
         ({"rows": {"a": 1}}, "rows.a: should be a mapping"),

@@ -19,7 +19,9 @@ CASES: dict[str, tuple[list[str], object]] = {
 @pytest.mark.parametrize("name", arguments.FLAGS)
 def test_a_flag_sets_its_key(name: str) -> None:
     value, expected = CASES[name]
-    given = arguments.parse(["run.tag=x", name, *value, "adapter.use_deep_prefix=true"])
+    # A weight or length is refused where its part is left out.
+    parts = ["adapter.use_deep_prefix=true", "gist.use_gist_head=true"]
+    given = arguments.parse(["run.tag=x", name, *value, *parts])
     config = config_file.load(given.recipe, given.overrides)
     assert flatten(config)[arguments.FLAGS[name].key] == expected
     assert config.run.tag == "x"

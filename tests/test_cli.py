@@ -1,5 +1,6 @@
 """The commands as a user gives them: what is refused, what is printed, and with which code."""
 
+import errno
 import importlib.util
 import json
 import signal
@@ -86,6 +87,58 @@ def test_a_run_folder_that_cannot_be_made_is_said(
     message = capsys.readouterr().err
     assert "run.root: '/proc/latentwire' cannot be written" in message
     assert "Traceback" not in message
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--recipe", LONG],
+        [f"run.root={LONG}"],
+        [f"checkpoint.root={LONG}"],
+        [f"decoders.llama.model={LONG}"],
+        [f"diagnostics.diagnostic_log={LONG}"],
+        ["teacher.cache=true", "objectives.kd=1", f"teacher.folder={LONG}"],
+    ],
+    ids=lambda given: given[-1][:24],
+)
+def test_a_name_that_no_file_can_have_is_said(
+    given: list[str], pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(small_overrides(pair, tmp_path, *given)) == 2
+    message = capsys.readouterr().err
+    assert "File name too long; give another name" in message
+    assert LONG not in message, "it is not quoted whole"
+    assert main(["--dry-run", *small_overrides(pair, tmp_path, *given)]) == 2
+
+
+@pytest.mark.parametrize("command_name", ["report", "watch", "accept", "plan", "from-env"])
+def test_every_command_says_so(
+    command_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DATASET", f"{LONG}.jsonl")
+    given = {"plan": [f"decoders.llama.model={LONG}"], "from-env": ["--recipe", "smoke"]}
+    assert cli.main([command_name, *given.get(command_name, [str(tmp_path / LONG)])]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"latentwire {command_name}: ") and "too long" in message
+
+
+def test_an_error_of_a_disk_is_no_wrong_command(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may pass, so a scheduler's job goes on after it: code 2 would end that."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(tmp_path / "file"))
+
+    monkeypatch.setattr(train, "preflight", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(small_overrides(pair, tmp_path))
 
 
 @pytest.mark.parametrize("flag", ["--no-such-flag", "--recipe"])
@@ -270,5 +323,12 @@ def test_a_signal_in_stage_c_is_heard_between_two_batches(pair: Path, tmp_path: 
 def test_the_command_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     assert "tiny build" in capsys.readouterr().out
+    assert cli.main(["slurm", "--help"]) == 0
+    assert "usage: latentwire slurm {requeue,point,table}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["env-table", "--help"])
+    assert ended.value.code == 0
+    assert "usage: latentwire env-table" in capsys.readouterr().out
+    assert cli.main(["env-table", "x"]) == 2
     assert cli.main(["fly"]) == 2
     assert "unknown command 'fly'" in capsys.readouterr().err

@@ -77,6 +77,67 @@ def test_number_that_is_not_finite_is_refused(recipe: str, override: str) -> Non
     assert only_problem(recipe, override).startswith((f"{key}:", "decoders.a:"))
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.stage_a.steps=10000000000000000000000",
+        "data.samples=1000000001",
+        "wire.d_z=1000000000",
+        "adapter.hidden_mult=1e300",
+        "train.batch_size=1200000000",
+        "distributed.timeout=1e300",
+        "distributed.step_timeout=2592001",
+        "wire.num_latents=1048577",
+        "train.stage_b.ratios=[4, 5000000000]",
+        "decoders.a.shard=2000000000",
+    ],
+)
+def test_a_number_that_nothing_could_hold_is_refused(recipe: str, override: str) -> None:
+    (problem,) = (p for p in refused(recipe, override) if " at most" in p)
+    assert problem.startswith(f"{override.partition('=')[0]}: ")
+
+
+def test_large_numbers_that_make_sense_stay(recipe: str) -> None:
+    """A cluster's batch, a day's patience, a seed of a clock."""
+    overrides = ["train.batch_size=49152", "distributed.timeout=86400", "run.seed=1764280000000"]
+    config = config_file.load(recipe, [*overrides, "train.stage_b.steps=1000000000"])
+    assert config.train.stage_b.steps == 10**9
+
+
+def test_a_number_too_large_for_a_float_is_refused(recipe: str) -> None:
+    assert "optim.encoder_lr" in only_problem(recipe, "optim.encoder_lr=" + "9" * 320)
+
+
+def test_a_gist_that_has_no_head_to_train_is_refused(recipe: str) -> None:
+    off = "gist.use_gist_head=false"
+    assert only_problem(recipe, off, "objectives.gist=0.5").startswith("objectives.gist: 0.5, but")
+    assert config_file.load(recipe, [off]).objectives.gist > 0, "the default is no one's wish"
+    assert config_file.load(recipe, [off, "objectives.gist=0"])
+    assert config_file.load(recipe, ["objectives.gist=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "is_refused"),
+    [
+        (["train.stage_a.warmup_text_latent_prob=0.5", "train.stage_a.steps=0"], True),
+        (["train.stage_a.warmup_text_latent_prob=0.5", "train.stage_a.steps=2"], False),
+        (["train.stage_b.warmup_text_latent_prob=0.5"], False),
+        (
+            ["train.stage_b.warmup_text_latent_prob=0.5", "train.stage_b.steps=null"]
+            + ["train.stage_b.epochs=0.5"],
+            False,
+        ),
+        ([], True),
+    ],
+)
+def test_continuation_needs_a_mixed_step(recipe: str, given: list[str], is_refused: bool) -> None:
+    overrides = ["objectives.continuation=1", *given]
+    if is_refused:
+        assert only_problem(recipe, *overrides).startswith("objectives.continuation: 1.0, but no")
+    else:
+        assert config_file.load(recipe, overrides).objectives.continuation == 1
+
+
 @pytest.mark.parametrize("key", ["optim.beta1", "optim.beta2"])
 def test_decay_of_one_is_refused(recipe: str, key: str) -> None:
     """AdamW itself raises at 1.0, long after the configuration was accepted."""

@@ -65,12 +65,14 @@ def test_every_variable_has_a_case() -> None:
 def test_a_value_arrives_in_the_configuration(name: str) -> None:
     text, expected = CASES[name]
     settings = environment.read({name: text, "HOME": "/x"}, decoders=PAIR)
-    config = config_file.load("smoke", [*environment.RUNNER_DEFAULTS, *settings.overrides])
+    # A weight is refused where its part is left out.
+    own = [*environment.RUNNER_DEFAULTS, *(["gist.use_gist_head=true"] * (name == "GIST_WEIGHT"))]
+    config = config_file.load("smoke", [*own, *settings.overrides])
     found = flatten(config)
     assert {key: found[key] for key in expected} == expected
     assert not settings.lists
     assert set(settings.sources.values()) == {f"{name}={text}"}
-    before = flatten(config_file.load("smoke", environment.RUNNER_DEFAULTS))
+    before = flatten(config_file.load("smoke", own))
     changed = {key for key in found if found[key] != before[key]}
     assert changed and changed <= expected.keys(), "and nothing else does"
 
@@ -184,7 +186,15 @@ def test_a_configuration_problem_names_the_variable(monkeypatch: pytest.MonkeyPa
 def test_flags_behind_the_dashes_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="--gist_weigth"):
         resolve(monkeypatch, "--", "--gist_weigth", "1")
-    assert resolve(monkeypatch, "--", "--gist_weight", "1", "--dry-run")
+    assert resolve(monkeypatch, "--", "--use_gist_head", "--gist_weight", "1", "--dry-run")
+
+
+def test_a_weight_that_trains_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="use_gist_head is false.*from GIST_WEIGHT=0.5"):
+        resolve(monkeypatch, USE_GIST_HEAD="0", GIST_WEIGHT="0.5")
+    with pytest.raises(ConfigError, match=r"objectives\.gist: 1\.0, but gist\.use_gist_head"):
+        resolve(monkeypatch, "--", "--gist_weight", "1", USE_GIST_HEAD="0")
+    assert resolve(monkeypatch, USE_GIST_HEAD="0", GIST_WEIGHT="0")
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_smoke_run_on_the_cpu_is_one_decoder_with_deep_prefix(
         SINGLE,
         *("--", "--dry-run", "train.stage_b.steps=7", "--gist_weight", "0.3"),
         cwd=tmp_path,
-        USE_GIST_HEAD="0",
+        USE_GIST_HEAD="1",
         D_Z="64",
         RUN_TAG="mine",
     )
@@ -89,7 +89,7 @@ def test_a_smoke_run_on_the_cpu_is_one_decoder_with_deep_prefix(
     config = resolved(result.stdout)
     assert list(config["decoders"]) == ["llama"]
     assert config["adapter"]["use_deep_prefix"] is True
-    assert config["gist"]["use_gist_head"] is False
+    assert config["gist"]["use_gist_head"] is True
     assert config["objectives"]["gist"] == 0.3
     assert (config["wire"]["d_z"], config["run"]["tag"]) == (64, "mine")
     assert config["train"]["stage_b"]["steps"] == 7, "behind -- wins"

@@ -168,6 +168,7 @@ def test_every_bad_point_is_said_before_the_first_starts(
         (["--list", "wire.d_z=32,32"], "a value twice"),
         (["--list", "wire.d_z=32,64", "wire.d_z=16"], "also swept"),
         (["--list", "run.tag=a,b"], "its own tag"),
+        (["--list", "wire.d_z=32", "--list", "wire.d_z=64"], "--list wire.d_z: given twice"),
         (["--list", "wire.d_z=32", "--nproc", "0"], "--nproc"),
         (["--file", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--fresh"], "--fresh"),

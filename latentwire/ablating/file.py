@@ -84,6 +84,8 @@ def _row_problems(name: Any, row: Any) -> list[str]:
     seeds = row.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         found.append("seeds: should be a list of whole numbers")
+    elif len(set(seeds)) < len(seeds):
+        found.append(f"seeds: {seeds} should hold each seed once")
     if any(char.isdigit() for char in str(row.get("learned", ""))):
         found.append("learned: has a number; numbers are the table's, which measures them")
     return found

@@ -12,6 +12,7 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor
 
+from latentwire import strict_yaml
 from latentwire.checkpointing.commit import Step
 from latentwire.checkpointing.components import PARTS, unit_of
 from latentwire.checkpointing.manifest import content_problems, read_manifest, versions
@@ -73,7 +74,10 @@ def export_step(step: Step, out: Path) -> int:
     manifest, place = read_manifest(step.path), read_place(step)
     if problems := content_problems(step.path, manifest, manifest.files):
         raise ConfigError(problems)
-    tree = yaml.safe_load((step.path / CONFIG).read_text(encoding="utf-8"))
+    try:
+        tree = strict_yaml.load_file(step.path / CONFIG)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{step.path / CONFIG}: is no valid YAML: {error}"]) from None
     weights: dict[str, Tensor] = {}
     for component in manifest.units:
         name = module_of(unit_of(component))

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from latentwire import strict_yaml
 from latentwire.config_file import packaged_names
 from latentwire.data import profiles_hard
 from latentwire.data.profiles import Document, Split, document
@@ -82,7 +82,7 @@ def sizes() -> list[str]:
 
 def load_specs(path: Path) -> dict[str, TinySpec]:
     """The pair's specification from YAML."""
-    tree = yaml.safe_load(path.read_text())
+    tree = strict_yaml.load_file(path)
     return {
         name: TinySpec(
             name=name, phases=tuple(_phase(**phase) for phase in entry.pop("phases")), **entry

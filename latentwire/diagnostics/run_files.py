@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.diagnostics.json_files import read_object
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def own_rows(folder: Path, stream: Path, rows: Iterable[dict[str, Any]]) -> list
     if stream.resolve().parent == folder.resolve():
         return found
     try:
-        tag = yaml.safe_load((folder / FILES["config"]).read_text(encoding="utf-8"))["run"]["tag"]
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
+        tag = strict_yaml.load_file(folder / FILES["config"])["run"]["tag"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
         tag = folder.resolve().name
     return [row for row in found if row.get("run", tag) == tag]

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from latentwire import config_file
+from latentwire import config_file, strict_yaml
 from latentwire.config import Config, ConfigError
 from latentwire.distributed.topology import Topology
 from latentwire.planning import batch, shapes
@@ -137,9 +135,21 @@ def measure(
 
 
 def pairs(device: Device, *, gpus_per_node: int) -> tuple[dict[str, Any], list[Pair]]:
-    """The packaged study: what it assumes, and every pair's points."""
+    """The packaged study: what it assumes, and every pair's points.
+
+    Raises:
+        ConfigError: its numbers of GPUs are no whole nodes of so many.
+    """
     path = config_file.PACKAGED / "scaling.yaml"
-    study: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    study: dict[str, Any] = strict_yaml.load_file(path)
+    if any(gpus % min(gpus, gpus_per_node) for gpus in study["gpus"]):
+        sizes = ", ".join(map(str, study["gpus"]))
+        raise ConfigError(
+            [
+                f"--gpus-per-node: {gpus_per_node} makes no whole nodes of the table's {sizes} "
+                "GPUs; use one of these, or 1"
+            ]
+        )
     found = []
     for entry in study["pairs"]:
         config = sharded(config_file.load(study["recipe"], entry["overrides"]), entry["shard"])

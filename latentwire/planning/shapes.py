@@ -7,8 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 from latentwire.config_file import PACKAGED
 
@@ -186,7 +185,7 @@ def _tree(path: Path, model: str) -> dict[str, Any]:
 
 @cache
 def _shipped() -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
+    tree: dict[str, Any] = strict_yaml.load_file(SHIPPED)
     return tree
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Row, rows, stream_path
 from latentwire.diagnostics.run_files import FILES, own_rows, read_metrics, read_status
@@ -78,7 +79,8 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        # A letter that is none is shown as such; a report is better than none.
+        return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
@@ -94,8 +96,8 @@ def _is_validation(row: Row) -> bool:
 
 def _yaml(folder: Path, text: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # as of no such date
+        found = strict_yaml.load(text)
+    except yaml.YAMLError as error:
         log.warning("%s is no valid YAML: %s", folder / FILES["config"], error)
         return {}
     return found if isinstance(found, dict) else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from latentwire import config_file
+from latentwire import config_file, strict_yaml
 from latentwire.checkpointing.changes import changed_keys
 from latentwire.checkpointing.commit import LATEST, STAGES, newest, step_named, steps
 from latentwire.config import (
@@ -26,12 +26,12 @@ from latentwire.distributed.bitsandbytes_library import library_problem
 from latentwire.distributed.deepspeed_library import is_installed
 from latentwire.distributed.ds_config import read_ds_config
 from latentwire.distributed.topology import Topology, batch_problems, plan
-from latentwire.training import run_lock, token_build
+from latentwire.training import token_build
 from latentwire.training.held_out import held_out_problems
 from latentwire.training.model_checks import decoder_problems, encoder_problems, first_line
 from latentwire.training.prompt_checks import prompt_problems, sample_examples
 from latentwire.training.start import wish_problem
-from latentwire.training.status import FILES
+from latentwire.training.status import FILES, is_foreign
 from latentwire.training.teacher_build import cache_folder
 from latentwire.writable import folder_problems
 
@@ -168,22 +168,16 @@ def preflight(
 def _foreign_problems(run_folder: Path, checkpoint_folder: Path) -> list[str]:
     """Why the folders of a run may not be deleted: they hold files, and none that runs leave."""
     of_steps = (*(f"stage{stage}" for stage in STAGES), LATEST)
-    known = {
-        "run.root": (run_folder, ("config.yaml", "status.json")),
-        "checkpoint.root": (checkpoint_folder, of_steps),
+    found = {
+        "run.root": (run_folder, is_foreign(run_folder)),
+        "checkpoint.root": (checkpoint_folder, is_foreign(checkpoint_folder, known=of_steps)),
     }
     return [
         f"{key}: --fresh --overwrite would delete {folder}, which holds files but no run; choose "
         "another run.tag, or delete it yourself"
-        for key, (folder, names) in known.items()
-        if _holds_files(folder) and not any((folder / name).exists() for name in names)
+        for key, (folder, is_others) in found.items()
+        if is_others
     ]
-
-
-def _holds_files(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    return any(path.suffix != run_lock.SUFFIX and path.name != "ckpt" for path in folder.iterdir())
 
 
 def _stream_problems(path: str | None) -> list[str]:
@@ -316,7 +310,7 @@ def recorded_config(run_folder: Path, checkpoint_folder: Path) -> Config | None:
     for path in (run_folder / "config.yaml", step.path / "config.yaml" if step else None):
         if path is not None and path.is_file():
             try:
-                tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+                tree = strict_yaml.load_file(path)
                 if not isinstance(tree, dict):
                     raise TypeError("it holds no configuration")
                 return config_file.from_tree(tree)

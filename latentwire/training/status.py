@@ -2,13 +2,14 @@
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from latentwire.diagnostics.run_files import FILES, STATUS, read_status
 from latentwire.files import publish
+from latentwire.training.run_lock import SUFFIX
 
 _writing = threading.Lock()
 """What a run's thread says while it runs may not replace how it has ended."""
@@ -76,6 +77,18 @@ def _publish(folder: Path, status: Mapping[str, Any]) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def is_foreign(folder: Path, *, known: Sequence[str] = ("config.yaml", "status.json")) -> bool:
+    """Whether a folder holds files, and none of those that every run, or what it saves, has.
+
+    Args:
+        known: names of those.
+    """
+    if not folder.is_dir() or any((folder / name).exists() for name in known):
+        return False
+    # Locks are taken before the rest is there.
+    return any(not path.is_symlink() and path.suffix != SUFFIX for path in folder.iterdir())
 
 
 def diagnostics_path(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from latentwire import strict_yaml
 from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Tail, rows, stream_path
 from latentwire.diagnostics.run_files import own_rows, read_metrics
@@ -100,8 +101,7 @@ class RunFolder:
         if isinstance(told, dict):
             return {str(name): steps for name, steps in told.items() if isinstance(steps, int)}
         try:
-            text = (self.path / FILES["config"]).read_text(encoding="utf-8")
-            train = yaml.safe_load(text)["train"]
+            train = strict_yaml.load_file(self.path / FILES["config"])["train"]
             found = {name: train[f"stage_{name.lower()}"]["steps"] for name in STAGES}
         except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError):
             return {}

@@ -158,6 +158,14 @@ def test_a_split_shares_out_the_batch_evenly() -> None:
     [
         (["--nodes", "3"], "does not divide by the 24 ranks"),
         (["--nodes", "0"], "--nodes: 0 should be above 0"),
+        (["--nodes", "1000000000"], "should be 1048576 GPUs at most"),
+        *(
+            ([f"--{name}={number}"], f"--{name}: {number} should be ")
+            for name in ("gpu-memory", "reserve", "flops", "latency")
+            for number in ("nan", "inf", "-5.0")
+        ),
+        (["--cost", "llama=nan", "--cost", "qwen=1"], "--cost llama=nan: should name"),
+        (["--scaling"], "--scaling: prints a table of its own recipe, not of squad_8b"),
         (["--cost", "llama=1"], "qwen has none"),
         (["--cost", "nobody=1"], "should name one of llama, qwen"),
         (["--nonsense"], "unrecognized arguments"),
@@ -170,6 +178,16 @@ def test_bad_input_is_refused(
     more = ["train.batch_size=40"] if arguments == ["--nodes", "3"] else []
     assert cli.main(["plan", "--recipe", "squad_8b", *arguments, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_table_of_scaling_refuses_what_it_would_not_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["plan", "--scaling", "foo=bar", "--gist_weight", "1"]) == 2
+    assert "not of foo=bar, objectives.gist=1" in capsys.readouterr().err
+    assert cli.main(["plan", "--scaling", "--gpus-per-node", "3"]) == 2
+    assert "--gpus-per-node: 3 makes no whole nodes" in capsys.readouterr().err
+    assert cli.main(["plan", "--scaling", "--gpus-per-node", "16"]) == 0
 
 
 def test_an_unknown_model_without_a_hub_is_said(

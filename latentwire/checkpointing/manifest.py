@@ -119,11 +119,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def manifest_digest(folder: Path) -> str | None:
-    """SHA-256 of a step's manifest, and so of all that it says of the step; None without one."""
+    """SHA-256 over what a step's manifest says of its tensors and other files; None without one.
+
+    A step that is trained again bit for bit has the same: the order in which a file of tensors
+    names what is in it is not in it.
+    """
     try:
-        return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
-    except FileNotFoundError:
+        files = read_manifest(folder).files
+    except ValueError:
         return None
+    return _checksum({name: entry.tensors or entry.sha256 for name, entry in files.items()})
 
 
 def describe_file(path: Path) -> FileEntry:

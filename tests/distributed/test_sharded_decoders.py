@@ -285,7 +285,7 @@ def test_a_change_in_one_part_of_a_decoder_is_found(pair: Path, tmp_path: Path) 
     for name, decoder in whole["identity"].items():
         sharded = two[0]["identity"][name]
         assert sharded["shapes"] == decoder["shapes"], "so a resume may shard otherwise"
-        assert decoder["weights"] and sharded["weights"] is None
+        assert decoder["parameters"] and sharded["parameters"] is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import slurm_lab
 from conftest import REPOSITORY, small_overrides
 from killing import check_whole
+from safetensors.torch import load_file, save_file
 from slurm_lab import SlurmLab, read_json
 
 from latentwire.checkpointing import commit
@@ -142,11 +143,14 @@ def test_slurm_scancel_leaves_a_valid_checkpoint(lab: SlurmLab, pair: Path, tmp_
 
 
 def test_slurm_crash_loop_is_not_queued_for_ever(lab: SlurmLab, pair: Path, tmp_path: Path) -> None:
-    """A decoder whose weights cannot be read is found when they are loaded, after all checks."""
+    """A decoder whose weights do not fit is found when they are loaded, after all checks."""
     broken = tmp_path / "pair"
     shutil.copytree(pair, broken)
-    weights = broken / "qwen" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    path = broken / "qwen" / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("k_proj.weight"))
+    weights[name] = weights[name][:-1].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
     given = overrides(broken, tmp_path, "distributed.max_attempts=2")
     job = lab.submit("--nodes=1", TRAIN, *given)
     lab.finish(job, state="FAILED")

@@ -79,8 +79,8 @@ class Counter:
         ):
             kind.__call__ = self._counting(name, kind.__call__)
         for module in (exchange, copy_ranks):
-            module._all_gather = self._counting("all_gather_single", module._all_gather)
-            module._reduce_scatter = self._counting("reduce_scatter", module._reduce_scatter)
+            module.all_gather = self._counting("all_gather_single", module.all_gather)
+            module.reduce_scatter = self._counting("reduce_scatter", module.reduce_scatter)
 
     def _counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -17,6 +17,7 @@ from torch import Tensor
 from latentwire import config_file
 from latentwire.checkpointing.best import Standing
 from latentwire.checkpointing.commit import newest, published
+from latentwire.checkpointing.manifest import manifest_digest
 from latentwire.checkpointing.state import Place
 from latentwire.config import ConfigError
 from latentwire.diagnostics.stream import DiagnosticsStream
@@ -185,7 +186,9 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
     best = {"stage": "A", "step": 1, "score": 0.0, "metric": "em"}
     assert json.loads((checkpoints / "best.json").read_text()) == best
     metrics = metrics_file.read_text()
-    assert json.loads(metrics)["checkpoint"] == {"stage": "A", "step": 1, "which": "best"}
+    first = manifest_digest(checkpoints / "stageA" / "step-00000001")
+    evaluated = {"stage": "A", "step": 1, "manifest": first, "which": "best"}
+    assert json.loads(metrics)["checkpoint"] == evaluated
 
     def latent_nll() -> list[float]:
         found = json.loads(metrics_file.read_text())["decoders"].values()
@@ -231,7 +234,8 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
     assert run_distributed(evaluate_on_rank, 2, last) == ["finished"] * 2
     assert latent_nll() == validated_nll(rows[-1])
     checkpoint = json.loads(metrics_file.read_text())["checkpoint"]
-    assert checkpoint == {"stage": "B", "step": 3, "which": "last"}
+    third = manifest_digest(checkpoints / "stageB" / "step-00000003")
+    assert checkpoint == {"stage": "B", "step": 3, "manifest": third, "which": "last"}
 
     shard = next((checkpoints / "stageA" / "step-00000001" / "encoder").glob("shard-*"))
     whole = bytearray(shard.read_bytes())

@@ -139,6 +139,7 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
         torch.empty(0, device=device)
+    # A torch without CUDA raises AssertionError, one without a device's kernels the third.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError([f"--device {text}: {first_line(error)}"]) from None
     if device.type == "meta":

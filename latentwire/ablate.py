@@ -19,7 +19,14 @@ from pathlib import Path
 from latentwire import config_file
 from latentwire.ablating.file import Ablation, Row, read_file
 from latentwire.ablating.report import write_report
-from latentwire.ablating.results import RESULTS, Result, harvest, read_results, write_results
+from latentwire.ablating.results import (
+    RESULTS,
+    Result,
+    UnreadableRunError,
+    harvest,
+    read_results,
+    write_results,
+)
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError, DecoderConfig, flatten
 from latentwire.config_file import PACKAGED, REPOSITORY
@@ -135,8 +142,13 @@ def run(
             )
             write_results(out / RESULTS, known)
             report(ablation, every, known, out)
-        except OSError as error:
-            log.error("%s: not taken in (%s); the same command does", trial.point.name, error)
+        except (OSError, UnreadableRunError) as error:
+            again = (
+                "the same command does"
+                if isinstance(error, OSError)
+                else "`latentwire eval` measures it anew"
+            )
+            log.error("%s: not taken in (%s); %s", trial.point.name, error, again)
             failed.append(trial.point.name)
 
     left: list[Point] = []

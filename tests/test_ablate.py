@@ -61,6 +61,9 @@ lines = [
 em = {arm: sum(right(arm, number) for number in range(8)) / 8 for arm in arms}
 scores = {arm: {"em": em[arm], "compression_tokens": 4.5} for arm in arms}
 (folder / "metrics.json").write_text(json.dumps({"decoders": {"a": {"arms": scores}}}))
+damage = folder.parent / f"{tag.rpartition('-')[0]}.metrics"
+if damage.exists():
+    (folder / "metrics.json").write_text(damage.read_text())
 rows = [
     {"stage": stage, "step": step, "mode": "mixed" if stage == "A" and step == 20 else "latent",
      "tf": 1 / step, "first_acc": step / 40, "sec_per_step": 0.25, "skipped": False}
@@ -246,6 +249,18 @@ def test_a_disk_that_is_full_ends_no_other_trial(
     assert call(file, "--only", "default") == 1
     assert sorted(started(trainer)) == ["default-s0", "default-s1"]
     assert "default-s0: not taken in ([Errno 28] No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ['{"decoders": {}}', "[]", '{"decoders": {"llama": 3}}', "{"])
+def test_a_damaged_result_ends_no_other_trial(
+    file: Path, trainer: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    (trainer.parent / "default-s0.metrics").write_text(damage)
+    assert call(file, "--only", "default,wide") == 1
+    said = capsys.readouterr().err
+    assert "default-s0: not taken in" in said and "measures it anew" in said
+    kept = json.loads((file.parent / "out" / "ablations.json").read_text())
+    assert sorted(kept) == ["default-s1", "wide-s0"]
 
 
 def test_a_failed_row_is_named_and_the_others_go_on(

@@ -72,8 +72,27 @@ class Result:
         return normalised_score(em[arm], em["no_context"], em["text"])
 
 
+class UnreadableRunError(Exception):
+    """A run's files are not those that a finished run leaves."""
+
+
 def harvest(folder: Path, config: Config, *, row: str, digest: str) -> Result:
-    """Reads a finished run's folder."""
+    """Reads a finished run's folder.
+
+    Raises:
+        OSError: a file cannot be read.
+        UnreadableRunError: one is damaged, or of something else.
+    """
+    try:
+        found = _harvest(folder, config, row=row, digest=digest)
+        # Once written, a result that no report can be made of would end every later one.
+        _ = [found.mean_em(arm) for arm in ("text", "no_context", "latent")]
+        return found
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UnreadableRunError(f"{folder}: no files of a finished run: {error!r}") from error
+
+
+def _harvest(folder: Path, config: Config, *, row: str, digest: str) -> Result:
     own = None if config.wire.num_latents else config.wire.ratio
     metrics = json.loads((folder / FILES["metrics"]).read_text(encoding="utf-8"))
     decoders = {

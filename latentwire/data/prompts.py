@@ -134,12 +134,16 @@ class DecoderPrompts:
     def text(self, example: Example, *, context: str | None = None) -> PromptTokens:
         """The prompt with text in its slot; ``context`` replaces the example's own."""
         context = example.context if context is None else context
+        tokens = self._text(example, context)
+        if tokens.slot_tokens_cut:
+            self.cut_contexts.add(hash(context))
+        return tokens
+
+    def _text(self, example: Example, context: str) -> PromptTokens:
         slot = self.slot_text(example, context=context)
         tokens = self.wire(example)
         ids = self.plain_ids(self._slot_space + slot) if slot else ()
         room = self.room(tokens)
-        if len(ids) > room:
-            self.cut_contexts.add(hash(context))
         return PromptTokens(
             before=tokens.before,
             slot=ids[:room],
@@ -188,12 +192,12 @@ class DecoderPrompts:
         while low < high:
             middle = (low + high + 1) // 2
             kept = decoded(self.tokenizer, ids[:middle], clean_up_tokenization_spaces=False)
-            if len(self.text(example, context=kept).slot) <= num_tokens:
+            if len(self._text(example, kept).slot) <= num_tokens:
                 low = middle
             else:
                 high = middle - 1
         kept = decoded(self.tokenizer, ids[:low], clean_up_tokenization_spaces=False)
-        return self.text(example, context=kept)
+        return self._text(example, kept)
 
     def slot_text(self, example: Example, *, context: str | None = None) -> str:
         """What the slot stands for, as text: this is what the encoder reads."""

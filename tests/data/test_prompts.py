@@ -225,6 +225,18 @@ def test_slot_is_cut_to_the_window_and_counted(tokenizer: Any, carries: Carries)
     assert tiny.room(tiny.wire(LONG)) == 0
 
 
+@pytest.mark.parametrize("carries", CARRIES)
+def test_a_cut_context_is_counted_once_however_it_is_truncated(
+    tokenizer: Any, carries: Carries
+) -> None:
+    full = DecoderPrompts(tokenizer, carries=carries, max_answer_tokens=4).text(LONG)
+    window = len(full.before) + len(full.after) + 4 + 1 + len(full.slot) // 2
+    prompts = DecoderPrompts(tokenizer, carries=carries, window=window, max_answer_tokens=4)
+    prompts.text(LONG)
+    prompts.truncated(LONG, len(full.slot) // 3)
+    assert prompts.cut_contexts == {hash(LONG.context)}
+
+
 def test_answers_are_cut_before_their_eos(tokenizer: Any) -> None:
     long_answer = Example(context="c", question="q", answers=(LONG.context,))
     full = DecoderPrompts(tokenizer, max_answer_tokens=10_000).text(long_answer).answer

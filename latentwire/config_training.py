@@ -62,9 +62,9 @@ class ObjectivesConfig:
     continuation: float = 0.0
     """Weight of continuation: in mixed steps, the text behind the wire's part of it."""
     auto_weight: bool = False
-    """Scale the weights so that every trained objective's share of the gradient at the decoder's
-    inputs is its weight's share, by a factor of up to 10. Not the gist's, which is not there. What
-    adds up over many inputs, as ``span`` does, is then stronger in the weights than its share."""
+    """Scale the weights so that every trained objective's share of the gradient in the adapters and
+    deep prefixes is its weight's share, by a factor of up to 10. Not the gist's, which has none
+    there."""
     auto_interval: int = 20
     """Steps between measurements of those shares."""
 
@@ -132,7 +132,7 @@ class StageConfig:
     batch_size: int | None = None
     """Examples per optimizer step of this stage; null is ``train.batch_size``."""
     lr_scale: float = 1.0
-    """Multiplies both peak learning rates in this stage."""
+    """Multiplies all peak learning rates in this stage."""
     warmup_steps: int = 20
     """Steps of linear warm-up of the learning rates."""
     encoder_start: int = 0

@@ -210,7 +210,8 @@ def _of_decoder(
     predicted = [token for part in parts for token in part["predicted"]]
     gold = [token for part in parts for token in part["gold"]]
     right, wrong = sums["right"] / total["tokens"], sums["wrong"] / total["tokens"]
-    rms = math.sqrt(sums["square"] / max(1, sums["numbers"]))
+    # Without a soft prompt there is nothing to measure.
+    rms = math.sqrt(sums["square"] / sums["numbers"]) if sums["numbers"] else None
     embedding_rms = parts[0]["embedding_rms"]
     return {
         "num_examples": sum(part["examples"] for part in parts),
@@ -222,7 +223,7 @@ def _of_decoder(
         "chance_nll": math.log(parts[0]["vocabulary"]),
         "prediction_diversity": len(Counter(predicted)) / len(Counter(gold)),
         "wire_rms": rms,
-        "wire_rms_ratio": rms / embedding_rms,
+        "wire_rms_ratio": None if rms is None else rms / embedding_rms,
         **_update_ratios(name, ranks, start),
     }
 
@@ -275,8 +276,10 @@ def _real_latents(job: Job, batch: GlobalBatch, latents: Tensor) -> Tensor:
 
 
 def _soft_prompt(job: Job, vectors: Tensor, part: DecoderBatch) -> Tensor:
-    """What stands for latents in a soft prompt: [n, hidden_size]."""
+    """What stands for latents in a soft prompt: [n, hidden_size], none where there is none."""
     adapter = job.config.adapter
+    if not adapter.use_soft_prompt:
+        return vectors.flatten(0, 1)[:0]
     first = int(adapter.use_frame) + adapter.deep_prefix_len
     lengths = [job.config.wire.latent_private_len + count for count in part.counts]
     rows = [vectors[row, first : first + length] for row, length in enumerate(lengths)]

@@ -76,7 +76,8 @@ class Health:
             unreached: trained parts whose gradient was zero in the step.
         """
         past = self._past.setdefault(decoder, _Past())
-        past.first = past.first or {k: float(gauges[k]) for k in ("nll_right", "wire_rms_ratio")}
+        of_first = {k: gauges[k] for k in ("nll_right", "wire_rms_ratio")}
+        past.first = past.first or {k: float(v) for k, v in of_first.items() if v is not None}
         margin = -float(gauges["right_minus_wrong"])
         if exploding := _exploding(gauges, past, steps):
             return Verdict(state="exploding", reasons=tuple(exploding))
@@ -125,8 +126,8 @@ def _exploding(gauges: Mapping[str, Any], past: _Past, steps: int) -> list[str]:
     loss, first = gauges["nll_right"], past.first["nll_right"]
     if loss > max(first, gauges["chance_nll"]) + _FAR_WORSE:
         found.append(f"the loss on held-out examples is {loss:.2f}, and was {first:.2f} at first")
-    ratio, start = gauges["wire_rms_ratio"], max(1.0, past.first["wire_rms_ratio"])
-    if ratio > _RMS * start:
+    ratio, start = gauges["wire_rms_ratio"], max(1.0, past.first.get("wire_rms_ratio", 0.0))
+    if ratio is not None and ratio > _RMS * start:
         found.append(f"the soft prompt is {ratio:.1f} times as large as input embeddings are")
     return found
 

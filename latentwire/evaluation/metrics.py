@@ -43,7 +43,7 @@ class Prediction:
     """The answer's first token is the most likely one."""
     first_in_top5: bool
     context_tokens: int | None = None
-    """This decoder's tokens of the whole context."""
+    """This decoder's tokens of what the encoder reads of the context: all, where it fits."""
     wire_positions: int | None = None
     """Positions the decoder reads for the wire, begin and end included."""
     wire_bytes: int | None = None

@@ -286,9 +286,10 @@ class _Timeline:
         their sum, and the encoder's activations once more."""
         diagnostics = self._config.diagnostics
         parts = diagnostics.grad_diag_units or PARTS
-        if not diagnostics.grad_diag_interval or parts == NO_PARTS:
+        is_diagnosed = bool(diagnostics.grad_diag_interval) and parts != NO_PARTS
+        if not is_diagnosed and not self._config.objectives.auto_weight:
             return
-        of_encoder = any(part in parts for part in SHARED_PARTS)
+        of_encoder = is_diagnosed and any(part in parts for part in SHARED_PARTS)
         asked = self._units if of_encoder else self._units[1:]
         largest = max(asked, key=lambda unit: unit.diagnosed)
         kept = self._encoder.kept if largest is self._shared else 0

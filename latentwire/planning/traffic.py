@@ -64,9 +64,12 @@ def collectives(
         diagnosed: share of steps with gradient norms by part; None is the configuration's.
     """
     backend = state.backend_of(config)
+    balancing = 0.0
     if diagnosed is None:
         interval = config.diagnostics.grad_diag_interval
         diagnosed = 1 / interval if interval else 0.0
+        balancing = 1 / config.objectives.auto_interval if config.objectives.auto_weight else 0.0
+    measured = min(1.0, diagnosed + balancing)
     sizes = unit_sizes(config, models)
     world = topology.world_size
     found = _unit(config, backend, sizes["encoder"], "encoder", WORLD, world)
@@ -74,12 +77,14 @@ def collectives(
     for spec in topology.groups:
         unit = sizes[unit_name(spec.decoder)]
         found += _unit(config, backend, unit, "adapter", spec.decoder, spec.size)
-        found += _frozen(config, models, topology, spec.decoder, step, lengths, diagnosed=diagnosed)
+        found += _frozen(config, models, topology, spec.decoder, step, lengths, diagnosed=measured)
     found += _scalars(config, topology)
     if config.diagnostics.grad_diag_units == NO_PARTS:
-        diagnosed = 0.0
+        diagnosed, measured = 0.0, balancing
     if diagnosed:
-        found += _norms(config, topology, sizes, step, lengths, share=diagnosed)
+        found += _shared_norms(config, topology, sizes["encoder"], step, lengths, share=diagnosed)
+    if measured:
+        found += _norms(config, topology, sizes, share=measured)
     return [one for one in found if one.ranks > 1 and one.size]
 
 
@@ -231,23 +236,55 @@ def _frozen(
     ]
 
 
-def _norms(
+def _shared_norms(
     config: Config,
     topology: Topology,
-    sizes: dict[str, UnitSize],
+    shared: UnitSize,
     step: StepShape,
     lengths: Lengths,
     *,
     share: float,
 ) -> list[Collective]:
-    """Gradient norms by part: whole weights once, then each objective's gradients."""
-    size = 2 if config.precision == "bf16" else state.FP32
-    number = _num_measured(config)
+    """Gradient norms of the shared parts: whole weights once, then each objective's gradients."""
     latents = _exchange(config, topology, step, lengths)[0].size
-    decoders, micro = len(topology.groups), config.train.accumulation
+    micro = config.train.accumulation
+    add = _norms_of(WORLD, topology.world_size, share)
+    times = len(topology.groups) * _num_measured(config)
+    num_shared = 1 + bool(config.wire.refiner.layers)
+    found = [
+        add("sizes", "all-reduce", times * num_shared * 4, 1),
+        add("latents' gradients", "reduce-scatter", times * latents, times * micro),
+        add("encoder gradients", "reduce-scatter", times * shared.trained * state.FP32, times),
+    ]
+    if whole := _whole_size(config):
+        found.append(add("encoder weights", "all-gather", shared.total * whole, 1))
+    return found
 
-    def add(what: str, group: str, ranks: int, kind: Kind) -> Callable[[float, float], Collective]:
-        return lambda total, calls: Collective(
+
+def _norms(
+    config: Config, topology: Topology, sizes: dict[str, UnitSize], *, share: float
+) -> list[Collective]:
+    """The same of every decoder's own parts."""
+    number = _num_measured(config)
+    found = []
+    for spec in topology.groups:
+        unit = sizes[unit_name(spec.decoder)]
+        parts = number * _num_parts(config, spec.decoder)
+        add = _norms_of(spec.decoder, spec.size, share)
+        found += [
+            add("sizes", "all-reduce", parts * 4, 1),
+            add("adapter gradients", "reduce-scatter", number * unit.trained * state.FP32, number),
+        ]
+        if whole := _whole_size(config):
+            found.append(add("adapter weights", "all-gather", unit.total * whole, 1))
+    return found
+
+
+def _norms_of(
+    group: str, ranks: int, share: float
+) -> Callable[[str, Kind, float, float], Collective]:
+    def add(what: str, kind: Kind, total: float, calls: float) -> Collective:
+        return Collective(
             what=f"norms: {what}",
             group=group,
             ranks=ranks,
@@ -256,35 +293,16 @@ def _norms(
             calls=calls * share,
         )
 
-    shared, world = sizes["encoder"], topology.world_size
-    times = decoders * number
-    num_shared = 1 + bool(config.wire.refiner.layers)
-    found = [
-        add("sizes", WORLD, world, "all-reduce")(times * num_shared * 4, 1),
-        add("latents' gradients", WORLD, world, "reduce-scatter")(times * latents, times * micro),
-        add("encoder gradients", WORLD, world, "reduce-scatter")(
-            times * shared.trained * state.FP32, times
-        ),
-    ]
-    if state.backend_of(config).stage in (0, 3):
-        # Masters, not yet rounded.
-        whole = state.FP32 if config.sharding.backend == "fsdp" else size
-        found.append(add("encoder weights", WORLD, world, "all-gather")(shared.total * whole, 1))
-    for spec in topology.groups:
-        unit = sizes[unit_name(spec.decoder)]
-        parts = number * _num_parts(config, spec.decoder)
-        found.append(add("sizes", spec.decoder, spec.size, "all-reduce")(parts * 4, 1))
-        found.append(
-            add("adapter gradients", spec.decoder, spec.size, "reduce-scatter")(
-                number * unit.trained * state.FP32, number
-            )
-        )
-        if state.backend_of(config).stage in (0, 3):
-            whole = state.FP32 if config.sharding.backend == "fsdp" else size
-            found.append(
-                add("adapter weights", spec.decoder, spec.size, "all-gather")(unit.total * whole, 1)
-            )
-    return found
+    return add
+
+
+def _whole_size(config: Config) -> int:
+    """Bytes of each weight that is gathered for norms; 0 where ranks have them whole."""
+    if state.backend_of(config).stage not in (0, 3):
+        return 0
+    # FSDP's are masters, not yet rounded.
+    is_rounded = config.precision == "bf16" and config.sharding.backend != "fsdp"
+    return 2 if is_rounded else state.FP32
 
 
 def _num_parts(config: Config, name: str) -> int:

@@ -13,7 +13,7 @@ from latentwire.training.records import StepRecord
 from latentwire.training.stages import StepPlan
 
 _BALANCED = [name for name in OBJECTIVES if name != "gist"]
-"""The gist's gradient is at its own head, where no other objective's is."""
+"""The gist's gradient is in its own head and in the encoder, where this does not measure."""
 
 
 class AutoWeights:

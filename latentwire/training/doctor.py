@@ -35,13 +35,18 @@ class Doctor:
         self._job = job
         self._examples = examples
         self._lengths = {stage.name: stage.num_steps for stage in stages}
+        self._trained: dict[str, int] = dict(memory.get("steps", {}))
         self._start = memory.get("start") or (weight_squares(job) if examples else {})
         warmup = job.config.diagnostics.health_warmup
         self._health = Health(warmup=warmup, past=memory.get("past"))
 
     def memory(self) -> dict[str, Any]:
         """What a resumed run needs to judge as this one would, as JSON holds it."""
-        return {"start": self._start, "past": self._health.past()}
+        return {"start": self._start, "past": self._health.past(), "steps": self._trained}
+
+    def passed(self, step: StepRecord) -> None:
+        """The run has trained a step; the last of a stage may come before its planned end."""
+        self._trained[step.stage] = step.step
 
     def examine(self, step: StepRecord) -> list[dict[str, Any]]:
         """A row of gauges for each decoder of the job, the same on every rank. All must call."""
@@ -54,7 +59,7 @@ class Doctor:
             verdict = self._health.judge(
                 decoder,
                 gauges,
-                steps=self._steps(step.stage, step.step),
+                steps=self.num_trained(step.stage, step.step),
                 unreached=self._unreached(step, decoder),
             )
             row = {"stage": step.stage, "step": step.step, "rank": 0, "decoder": decoder}
@@ -75,10 +80,12 @@ class Doctor:
         # An untrained head has none.
         return found if step.plan.weights["gist"] > 0 else found - {"gist"}
 
-    def _steps(self, stage: str, step: int) -> int:
+    def num_trained(self, stage: str, step: int) -> int:
+        """Steps that the run has trained up to one of ``stage``."""
         before = 0
         for name, length in self._lengths.items():
             if name == stage:
                 break
-            before += length
+            # A checkpoint of before this was noted says nothing of it.
+            before += self._trained.get(name, length)
         return before + step

@@ -28,6 +28,9 @@ PHASES = ("data", "encoder", "decoders", "backward", "reduce", "optimizer", "sav
 """Parts of a step that are timed, in their order."""
 NO_PARTS = "none"
 """Of ``diagnostics.grad_diag_units``: norms at the wire's ends only."""
+BALANCED_PARTS = ("adapter", "deep_prefix")
+"""Where automatic weights measure the objectives' gradients. Each is there whole and summed over a
+global batch, so the norms do not depend on how ranks and micro-batches share it."""
 
 
 class StepRecord:
@@ -62,6 +65,8 @@ class StepRecord:
         self._balancing = is_balancing(job.config, plan)
         self.with_norms = prepared.with_norms
         self._parts = _parts_wanted(job) if is_diagnosed(job.config, plan) else ()
+        """Whose norms the row has."""
+        self._pulls = bool(self._parts) or self._balancing
         self.names = prepared.names
         """Objectives that this step measures."""
         # A stage's last step always has a row: it is where the stage ended.
@@ -121,12 +126,12 @@ class StepRecord:
 
     def begin(self, batch: GlobalBatch) -> None:
         """A micro-batch starts: called before its encoder's forward."""
-        if self._parts:
+        if self._pulls:
             self._kept.append(MicroBatch(batch=batch, random=RandomState(self._job.device)))
 
     def before(self) -> RandomState | None:
         """What ``add`` wants to know of the time before the decoder's unit runs."""
-        return RandomState(self._job.device) if self._parts else None
+        return RandomState(self._job.device) if self._pulls else None
 
     def add(
         self,
@@ -170,7 +175,8 @@ class StepRecord:
         the step's backward and its optimizer."""
         if self._kept:
             asked = [key for key in OBJECTIVES if key in next(iter(self._squares.values()))]
-            self._norms = part_norms(self._job, self._kept, asked, self._parts)
+            parts = {*self._parts, *(BALANCED_PARTS if self._balancing else ())}
+            self._norms = part_norms(self._job, self._kept, asked, sorted(parts))
             self._kept = []
 
     @contextmanager
@@ -195,6 +201,10 @@ class StepRecord:
         """Whether the step's values are read on the host when it is done."""
         return self.is_logged or self.is_health_due
 
+    def ends_stage(self) -> None:
+        """The step was its stage's last after all: it has a row. Its health has been told."""
+        self.is_logged, self.is_health_due = True, False
+
     def skipped(self, reason: str) -> None:
         """The step was skipped, for a reason: it has a row."""
         self._skipped, self.skip_reason, self.is_logged = True, reason, True
@@ -210,11 +220,15 @@ class StepRecord:
         return len(self._plan.examples) / self._step_seconds
 
     def grad_squares(self) -> dict[str, float]:
-        """Squared gradient norms by objective, over the decoders this rank hosts."""
+        """Squared norms by objective of the gradients in the parts that weights are balanced at,
+        over the decoders this rank speaks for: summed over all ranks, each decoder is there once.
+        """
         found: dict[str, float] = {}
-        for squares in self._squares.values():
-            for key, square in squares.items():
-                found[key] = found.get(key, 0.0) + float(square)
+        for name, norms in self._norms.items():
+            if self._job.groups.decoder(name).rank == 0:
+                for key, by_part in norms.items():
+                    squares = (float(by_part[p]) ** 2 for p in BALANCED_PARTS if p in by_part)
+                    found[key] = found.get(key, 0.0) + sum(squares)
         return found
 
     def bad_objectives(self) -> dict[str, list[str]]:
@@ -276,7 +290,7 @@ class StepRecord:
         for key, square in self._squares[name].items():
             row[f"grad_{key}"] = float(square.sqrt())
         for key, norms in self._norms.get(name, {}).items():
-            row |= {f"grad_{key}/{part}": float(norm) for part, norm in norms.items()}
+            row |= {f"grad_{key}/{p}": float(n) for p, n in norms.items() if p in self._parts}
         row |= self._reduced_norms(name)
         row |= {
             "skipped": self._skipped,

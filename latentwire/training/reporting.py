@@ -64,6 +64,7 @@ class Reporter:
 
     def record(self, step: StepRecord) -> None:
         """Takes a step's record. All ranks must call."""
+        self._doctor.passed(step)
         if step.is_logged:
             self._record_step(step)
         if step.is_health_due:

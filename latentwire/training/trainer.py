@@ -109,6 +109,11 @@ class Trainer:
                 saving = 0.0 if record.is_logged else saving
                 is_last = step == stage.num_steps
                 verdict = self._validate(stage.name, step, is_last=is_last)
+                if verdict.ends_stage:
+                    self.settle()
+                    if not record.is_logged:
+                        record.ends_stage()
+                        self._record(record)
                 if record.progress or verdict.progress:
                     shown |= record.progress | verdict.progress
                     bar.set_postfix(shown)

@@ -103,7 +103,7 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         """
         self.check_ratio(ratio)
         wires = [WireText(text=text, ratio=ratio) for text in texts]
-        longest = max(1, *(self.tokenizer.num_latents(text, ratio) for text in texts))
+        longest = max([1, *(self.tokenizer.num_latents(text, ratio) for text in texts)])
         batch = self.tokenizer.batch(wires, rows=len(wires), max_latents=longest)
         device = next(self.wire.parameters()).device
         batch = batch.to(device)

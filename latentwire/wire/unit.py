@@ -181,5 +181,6 @@ class DecoderUnit(nn.Module):
     def parameter_groups(self) -> dict[str, NamedParameters]:
         groups: dict[str, NamedParameters] = {"adapter": [], "prefix": []}
         for name, parameter in named_trainable(self):
-            groups["prefix" if name.startswith("prefix") else "adapter"].append((name, parameter))
+            is_prefix = self.part_of(name) == "deep_prefix"
+            groups["prefix" if is_prefix else "adapter"].append((name, parameter))
         return groups

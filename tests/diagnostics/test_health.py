@@ -1,6 +1,8 @@
 """What gauges mean, and that they measure what they say."""
 
+import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from latentwire.diagnostics.gauges import wire_shape
 from latentwire.diagnostics.health import Health, Verdict
+from latentwire.training.doctor import Doctor
 
 GOOD: dict[str, Any] = {
     "nll_right": 1.0,
@@ -72,6 +75,28 @@ def test_what_grows_explodes() -> None:
     assert judged({}, {"nll_right": 9.5})[-1].state == "alive", "a bad guess at most"
     assert judged({}, {"wire_rms_ratio": 50.0})[-1].state == "exploding"
     assert judged({"wire_rms_ratio": 20.0}, {"wire_rms_ratio": 50.0})[-1].state == "alive"
+
+
+def test_a_wire_without_a_soft_prompt_has_no_size_to_judge() -> None:
+    without = {"wire_rms_ratio": None}
+    assert [v.state for v in judged(without, without)] == ["alive", "alive"]
+
+
+def test_steps_are_those_that_were_trained() -> None:
+    settings = SimpleNamespace(stop_on_collapse=False, health_warmup=200)
+    job: Any = SimpleNamespace(
+        groups=SimpleNamespace(rank=0), config=SimpleNamespace(diagnostics=settings)
+    )
+    stages: Any = [SimpleNamespace(name=name, num_steps=1000) for name in ("A", "B")]
+    step: Any = SimpleNamespace(stage="A", step=60)
+    doctor = Doctor(job, [], stages=stages)
+    assert doctor.num_trained("A", 60) == 60
+    doctor.passed(step)
+    assert doctor.num_trained("B", 100) == 160, "Stage A ended early"
+    memory = json.loads(json.dumps(doctor.memory()))
+    assert Doctor(job, [], stages=stages, memory=memory).num_trained("B", 100) == 160
+    del memory["steps"]
+    assert Doctor(job, [], stages=stages, memory=memory).num_trained("B", 100) == 1100
 
 
 def test_what_grows_slowly_learns() -> None:

@@ -69,6 +69,26 @@ def test_shares_approach_the_weights_on_all_ranks_alike(pair: Path, tmp_path: Pa
     assert all(largest_error(step) < 0.5 * largest_error(0) for step in range(1, 5))
 
 
+@pytest.mark.parametrize(
+    ("world_size", "more"),
+    [(1, ["train.accumulation=3"]), (2, []), (3, ["placement=separate"])],
+    ids=["three micro-batches", "two ranks", "a group of two"],
+)
+def test_weights_do_not_depend_on_how_a_batch_is_split(
+    pair: Path, tmp_path: Path, world_size: int, more: list[str]
+) -> None:
+    # Twelve questions on two texts: every split parts questions that share a wire.
+    few = ["train.batch_size=12", "train.stage_a.steps=1", "data.questions_per_context=6"]
+    ends = ["objectives.scale_l2=0.5", "objectives.span=0.5"]
+    overrides = small_overrides(pair, tmp_path, *BALANCED, *few, *ends, "placement=colocated")
+    (whole,) = run_distributed(balanced_on_rank, 1, overrides)
+    expected = whole["multipliers"][0]
+    assert len(expected) == 6
+    split = run_distributed(balanced_on_rank, world_size, [*overrides, *more])
+    for rank in split:
+        assert rank["multipliers"][0] == pytest.approx(expected, rel=1e-3)
+
+
 def test_a_resume_goes_on_with_the_same_balance(pair: Path, tmp_path: Path) -> None:
     overrides = small_overrides(
         pair,

@@ -173,16 +173,22 @@ def test_stages_end_early_the_best_step_is_evaluated_and_a_resume_does_the_same(
         "validation.patience=2",
         "validation.samples=12",
         "eval.split=validation",
+        "diagnostics.log_interval=2",
+        "diagnostics.grad_diag_interval=0",
     )
     folder, checkpoints = tmp_path / "runs" / "test", tmp_path / "checkpoints" / "test"
     metrics_file = folder / "metrics.json"
     assert run_distributed(run_on_rank, 2, overrides) == ["finished"] * 2
+    logged = [(row["stage"], row["step"]) for row in read_rows(folder / "diagnostics.jsonl")]
+    assert sorted(logged) == sorted([("A", 2), ("A", 3), ("B", 2), ("B", 3)] * 2), "the last too"
     rows = read_rows(folder / "validation.jsonl")
     places = [("A", 1), ("A", 2), ("A", 3), ("B", 1), ("B", 2), ("B", 3)]
     assert [(row["stage"], row["step"]) for row in rows] == places
     assert [row["is_best"] for row in rows] == [True] + [False] * 5
     steps = [(step.stage, step.number) for step in published(checkpoints)]
     assert steps == [("A", 1), ("A", 3), ("B", 3)]
+    state = json.loads((checkpoints / "stageB" / "step-00000003" / "trainer.json").read_text())
+    assert state["health"]["steps"] == {"A": 3, "B": 3}
     best = {"stage": "A", "step": 1, "score": 0.0, "metric": "em"}
     assert json.loads((checkpoints / "best.json").read_text()) == best
     metrics = metrics_file.read_text()

@@ -172,7 +172,7 @@ def test_parameters_are_in_one_group_each_and_all_are_used(
     assert len(names) == len(set(names))
     assert set(names) == dict(made.named_parameters()).keys()
     assert set(groups) == {"adapter", "prefix"}
-    deep = {n for n in names if n.startswith(("prefix.", "prefix_slots."))}
+    deep = {n for n in names if n.startswith(("prefix.", "prefix_slots.", "filler"))}
     assert {name for name, _ in groups["prefix"]} == deep
     assert bool(deep) == ("adapter.use_deep_prefix=true" in overrides)
     wire = read(made, latents)

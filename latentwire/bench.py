@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to(None, rank=1)  # what a run says of itself is not wanted here
     try:
         options, overrides = _parse(sys.argv[1:] if arguments is None else arguments)
-        return _bench(options, overrides)
+        code = _bench(options, overrides)
+        process_groups.stop()
+        return code
     except ConfigError as error:
         if process_groups.launch_rank() == 0:
             print("\n  ".join(["latentwire bench:", *error.problems]), file=sys.stderr)
         return 2
-    finally:
-        process_groups.stop()
 
 
 def _parse(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -60,6 +60,10 @@ def made_up_overrides(config: Config, texts: Texts, folder: Path) -> list[str]:
         def write(part: Path, entry: Mapping[str, Any] = entry) -> None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             made_up.write_model(part, entry, seed=_SEED, dtype=dtype, device=device)
+            if device.type == "cuda":
+                # What it took is nothing of a step's.
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
 
         _published(place, write)
         overrides.append(f"{key}.model={place}")

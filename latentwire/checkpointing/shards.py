@@ -46,6 +46,9 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], group: Group) -> 
     writer = HuggingFaceStorageWriter(
         str(folder), fqn_to_index_mapping=_file_of(tensors), save_distributed=True
     )
+    # All of it is on the host. With a GPU there torch would copy ahead by a stream of this thread,
+    # whose device is the first GPU, whichever the process has.
+    writer.per_thread_copy_ahead = 0
     _told_apart(
         lambda: dcp.save(dict(tensors), storage_writer=writer, process_group=group.saving), group
     )

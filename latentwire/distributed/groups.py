@@ -216,6 +216,7 @@ def start(device: torch.device, *, timeout: float) -> None:
 
 
 def stop() -> None:
-    """Leaves the default process group."""
+    """Leaves the default process group. All ranks must call: NCCL waits for them, so a rank that
+    fails ends without."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -216,14 +216,26 @@ def _extra_problems(config: Config) -> list[str]:
         for name in config.diagnostics.sinks
         if (problem := missing_package(name))
     ]
-    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported()
-    if config.precision == "bf16" and not has_bf16:
-        found.append("precision: this GPU has no bf16; use fp32")
-    found += [
-        f"decoders.{name}.precision: this GPU has no bf16; use fp32"
-        for name, decoder in config.decoders.items()
-        if decoder.precision == "bf16" and not has_bf16
-    ]
+    return found + _gpu_problems(config)
+
+
+def _gpu_problems(config: Config) -> list[str]:
+    """What this node's GPUs cannot do; nothing on a CPU. Takes no memory of theirs."""
+    if not torch.cuda.is_available():
+        return []
+    found = []
+    num_gpus, num_ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if num_ranks > num_gpus:
+        found.append(
+            f"--nproc-per-node: {num_ranks} processes on a node with {num_gpus} GPU(s), and each "
+            f"needs its own; start {num_gpus} (NPROC={num_gpus} for the scripts), or run on the "
+            "CPU with CUDA_VISIBLE_DEVICES=''"
+        )
+    keys: dict[str, str | None] = {"precision": config.precision}
+    keys |= {f"decoders.{name}.precision": one.precision for name, one in config.decoders.items()}
+    asked = [key for key, precision in keys.items() if precision == "bf16"]
+    if asked and not torch.cuda.is_bf16_supported(including_emulation=False):
+        found += [f"{key}: this GPU has no bf16; use fp32" for key in asked]
     return found
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from latentwire.checkpointing import commit, state
 from latentwire.checkpointing.components import to_state
 from latentwire.checkpointing.manifest import content_problems, read_manifest
+from latentwire.checkpointing.shards import write_tensors
 from latentwire.checkpointing.state import Place
 from latentwire.checkpointing.writer import CheckpointWriter, SaveError
 from latentwire.config import CheckpointConfig, DecoderConfig
@@ -105,6 +107,24 @@ def test_a_step_holds_what_the_units_were_when_it_was_saved(
     assert on_disk == {*manifest.files, "manifest.json"}, "no file that the manifest does not know"
     assert len(list((step.path / "rng").iterdir())) == world_size
     assert (tmp_path / "latest").read_text() == f"{step.name}\n"
+
+
+def write_beside_gpus_on_rank(rank: int, world_size: int, root: str) -> dict[str, Any]:
+    _, unit, world = open_writer(root, world_size)
+    tensors = unit.export_state().weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        for name in ("current_stream", "current_device", "synchronize", "Stream"):
+            patch.setattr(torch.cuda, name, None)
+        write_tensors(Path(root), tensors, world)
+    return {name: whole_tensor(tensor).tolist() for name, tensor in tensors.items()}
+
+
+def test_writing_touches_no_gpu(tmp_path: Path) -> None:
+    """The thread that writes has the first GPU as its own, whatever the process has."""
+    (expected,) = run_distributed(write_beside_gpus_on_rank, 1, str(tmp_path))
+    (file,) = tmp_path.glob("*.safetensors")
+    assert {name: tensor.tolist() for name, tensor in load_file(file).items()} == expected
 
 
 def save_with_trouble_on_rank(

@@ -17,11 +17,11 @@ from latentwire import strict_yaml
 from latentwire.arguments import Parser
 from latentwire.config import Config, ConfigError
 from latentwire.config_file import from_tree
-from latentwire.diagnostics.json_files import parsed, read_object
 from latentwire.diagnostics.reading import rows as diagnostics_rows
 from latentwire.evaluation.metrics import bootstrap_ci95, exact_match
 from latentwire.files import publish
-from latentwire.training.status import FILES, diagnostics_path, read_status
+from latentwire.strict_json import parsed, read_object
+from latentwire.training.status import FILES, read_status
 
 FILE = "accept.json"
 _ARMS = ("text", "latent", "wrong_wire")
@@ -83,7 +83,7 @@ def read_run(folder: Path) -> RunFiles:
             for arm in _ARMS:
                 _ = decoder["arms"][arm]["em"], decoder["arms"][arm]["first_acc"]
         predictions = _json_lines(folder / FILES["predictions"])
-        rows = list(diagnostics_rows(diagnostics_path(folder), kind="step"))
+        rows = list(diagnostics_rows(folder, kind="step"))
         gaps = {name: _gap(predictions, name, config.run.seed) for name in metrics["decoders"]}
         tag = config.run.tag
         gradients = {name: last_gradients(rows, name, tag) for name in metrics["decoders"]}

@@ -19,13 +19,8 @@ from latentwire.evaluation.asking import WireReader
 from latentwire.training.held_out import open_split
 from latentwire.training.model_checks import decoder_problems, first_line
 from latentwire.training.run_folder import log_to
-from latentwire.wire.exported import (
-    CONFIG,
-    ExportedWire,
-    load_wire,
-    own_code,
-    read_config,
-)
+from latentwire.wire.export_files import CONFIG, own_code, read_config
+from latentwire.wire.exported import ExportedWire, load_wire
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -183,6 +183,12 @@ def test_the_stream_is_read_where_the_status_says(run: Run, tmp_path: Path) -> N
     assert run.failed() == []
 
 
+def test_a_run_that_was_moved_is_judged_by_its_own_rows(run: Run, tmp_path: Path) -> None:
+    run.write()
+    run.state["files"] = {"diagnostics": str(tmp_path / "gone" / "diagnostics.jsonl")}
+    assert run.failed() == []
+
+
 @pytest.mark.parametrize("missing", ["metrics.json", "predictions.jsonl", "config.yaml"])
 def test_a_run_without_its_files_is_bad_input(
     run: Run, missing: str, capsys: pytest.CaptureFixture[str]

@@ -138,6 +138,12 @@ def test_what_it_cannot_answer_is_refused(exported: Path, tmp_path: Path) -> Non
         reader.answer(["a?", "b?"], ["c"])
     with pytest.raises(ValueError, match="1 encoder token or more"):
         reader.answer(["a?"], ["b"], ratio=0)
+    with pytest.raises(ValueError, match="questions: one string was given for a list"):
+        reader.answer("a?", ["b", "c"])
+    with pytest.raises(ValueError, match="max_new_tokens 0: an answer has 1 token or more"):
+        reader.answer(["a?"], ["b"], max_new_tokens=0)
+    with pytest.raises(ConfigError, match=r"no folder '/no/such' here; give the model's"):
+        latentwire.load_reader(exported, "llama", model="/no/such")
     with pytest.raises(ValueError, match="no decoder 'mistral'; there are llama, qwen"):
         latentwire.load_reader(exported, "mistral")
 
@@ -283,7 +289,7 @@ def test_models_that_are_gone_end_in_a_message(
     asked = ["--text", "a", "--question", "b?", "--decoder", "qwen"]
     assert main([str(copy), *asked, "--model", f"qwen={embedded_pair / 'qwen'}"]) == 0
     assert "  qwen wire  " in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="'/nowhere/qwen' cannot be loaded"):
+    with pytest.raises(ConfigError, match="there is no folder '/nowhere/qwen' here"):
         latentwire.load_reader(copy, "qwen")
 
     moved = tmp_path / "run"

@@ -1,6 +1,7 @@
 """``latentwire bench``: its figures, the loop it is compared with, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from latentwire import bench, config_file
 from latentwire.benching import machine, made_up, operations
 from latentwire.benching.plain_loop import PlainLoop
 from latentwire.benching.setting import Texts, made_up_overrides
+from latentwire.config import ConfigError
 from latentwire.data.sources import open_source
 from latentwire.testing import run_distributed
 from latentwire.training.stages import Stage
@@ -95,6 +97,14 @@ def _job_and_stage(folder: str) -> tuple:  # type: ignore[type-arg]
     path = config.data.path
     source = open_source(source="jsonl", path=path, setting=None, split="train", seed=0)
     return job, Stage(config, "B", source)
+
+
+def test_another_users_models_are_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="is another user's; name another"):
+        made_up_overrides(config_file.load("bench"), Texts(), tmp_path)
 
 
 @pytest.mark.slow

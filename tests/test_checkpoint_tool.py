@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jobs
 import pytest
@@ -283,6 +285,125 @@ def test_an_export_is_pushed_as_it_is(
     assert {"config.json", "model.safetensors", "README.md", "encoder/config.json"} <= set(
         sent["files"]
     )
+
+
+def test_a_wire_that_was_frozen_is_saved_whole(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    wire = latentwire.load_wire(exported(trained, tmp_path / "wire"))
+    wire.requires_grad_(False)
+    wire.save_pretrained(tmp_path / "again")
+    again = latentwire.load_wire(tmp_path / "again")
+    assert torch.equal(again.encode(["Ada."]).vectors, wire.encode(["Ada."]).vectors)
+
+
+def test_an_export_is_for_all_to_read_and_says_nothing_of_the_machine(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = exported(trained, tmp_path / "wire")
+    modes = {path.stat().st_mode & 0o777 for path in out.iterdir() if path.is_file()}
+    assert len(modes) == 1
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert (config["run"]["root"], config["checkpoint"]["root"]) == ("runs", "checkpoints")
+
+
+def test_a_received_export_hands_on_no_file_of_its_readers(
+    trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = exported(trained, tmp_path / "wire")
+    (tmp_path / "secret").write_text("of the reader")
+    for name in ("vocab.txt", "notes.txt"):
+        (out / "encoder" / name).symlink_to(tmp_path / "secret")
+    (out / "encoder" / "folder").mkdir()
+    latentwire.load_wire(out).save_pretrained(tmp_path / "again")
+    found = {path.name for path in (tmp_path / "again" / "encoder").iterdir()}
+    assert "config.json" in found and not found & {"vocab.txt", "notes.txt", "folder"}
+
+
+def test_texts_that_are_none_are_refused(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
+    wire = latentwire.load_wire(exported(trained, tmp_path / "wire"))
+    for texts, said in [
+        ("Ada.", "one string was given for a list"),
+        ([None], "number 0 is no text"),
+        (["a", "\ud800"], "number 1 is no valid Unicode"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            wire.encode(texts)  # type: ignore[arg-type]
+    for ratio in (2.5, True, "3"):
+        with pytest.raises(ValueError, match="no whole number"):
+            wire.encode(["Ada."], ratio=ratio)  # type: ignore[arg-type]
+    assert wire.encode([]).vectors.shape == (0, 0, wire.config.wire.d_z)
+    two = wire.encode(["Ada lives in Oslo and drives a red car.", "Ada."])
+    read = wire.inject("llama", two)
+    numbers = [
+        wire.num_positions(text) for text in ("Ada lives in Oslo and drives a red car.", "Ada.")
+    ]
+    assert numbers[0] == read.vectors.shape[1] > numbers[1]
+
+
+@pytest.mark.parametrize("name", ["{}/nope", "./nope", "~/nope", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_asked_of_the_hub(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such folder"):
+        latentwire.load_wire(name.format(tmp_path))
+
+
+def test_what_the_hub_cannot_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="'exported/nope', which is no folder here"):
+        latentwire.load_wire("exported/nope")
+
+
+def test_the_package_names_what_it_offers() -> None:
+    assert {"load_wire", "load_reader", "ConfigError"} <= set(dir(latentwire))
+    assert latentwire.ConfigError is ConfigError
+    with pytest.raises(AttributeError, match="nothing_of_it"):
+        _ = latentwire.nothing_of_it
+
+
+def without(tree: dict[str, Any], *keys: str) -> None:
+    for key in keys[:-1]:
+        tree = tree[key]
+    del tree[keys[-1]]
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no shape": lambda tree: without(tree, "decoders", "llama", "shape"),
+    "a list of decoders": lambda tree: tree.update(decoders=[]),
+    "an unknown size": lambda tree: tree["decoders"]["llama"]["shape"].update(hidden_size="x"),
+    "no place": lambda tree: without(tree, "place"),
+    "a place of no stage": lambda tree: tree["place"].update(stage="\x1b[2J"),
+    "no width": lambda tree: tree["config"]["wire"].update(d_z=0),
+    "too much width": lambda tree: tree["config"]["wire"].update(d_z=10**9),
+    "no ratio": lambda tree: tree["config"]["wire"].update(ratio=0),
+    "an unknown key": lambda tree: tree["config"].update(foo=1),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_description_of_no_wire_is_refused(
+    name: str, trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = exported(trained, tmp_path / "wire")
+    tree = json.loads((out / "config.json").read_text())
+    DAMAGES[name](tree)
+    (out / "config.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError) as caught:
+        latentwire.load_wire(out)
+    assert str(out) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_an_encoder_that_is_not_whole_is_refused(
+    name: str, trained: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    out = exported(trained, tmp_path / "wire")
+    for damage in ("{", None):
+        (out / "encoder" / name).unlink(missing_ok=True)
+        if damage is not None:
+            (out / "encoder" / name).write_text(damage)
+        with pytest.raises(ConfigError) as caught:
+            latentwire.load_wire(out)
+        assert str(out) in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "format", "tensor"])

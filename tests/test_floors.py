@@ -47,7 +47,7 @@ FLOORS: list[set[str]] = [
     {"data"},
     {
         *{"config", "config_checks", "config_file", "config_model", "config_training"},
-        *{"collectives", "files", "strict_yaml", "version", "writable"},
+        *{"collectives", "files", "strict_json", "strict_yaml", "version", "writable"},
     },
 ]
 """From the top; a module imports from its own floor and from those below."""

@@ -13,7 +13,7 @@ from latentwire.diagnostics import reading
 from latentwire.evaluation.arms import OF_RATIO, at_ratio, ratio_of
 from latentwire.evaluation.metrics import exact_match, normalised_score
 from latentwire.files import publish
-from latentwire.training.status import FILES, diagnostics_path
+from latentwire.training.status import FILES
 
 RESULTS = "ablations.json"
 _CURVE_POINTS = 24
@@ -99,9 +99,7 @@ def _harvest(folder: Path, config: Config, *, row: str, digest: str) -> Result:
         name: {_named(arm, own): scores for arm, scores in decoder["arms"].items()}
         for name, decoder in metrics["decoders"].items()
     }
-    rows = [
-        row for row in reading.rows(diagnostics_path(folder), kind="step") if not row["skipped"]
-    ]
+    rows = [row for row in reading.rows(folder, kind="step") if not row["skipped"]]
     asked, right = _by_document(_lines(folder / FILES["predictions"]), own)
     return Result(
         row=row,

@@ -46,8 +46,10 @@ def made_up_overrides(config: Config, texts: Texts, folder: Path) -> list[str]:
     Every rank calls it: the first of each node writes, the others wait for it.
 
     Raises:
-        ConfigError: nobody knows a model's shape, or the folder cannot be written.
+        ConfigError: nobody knows a model's shape, the folder cannot be written, or it is not this
+            user's: a model may bring code.
     """
+    _check_owner(folder)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     named = {f"decoders.{name}": settings.model for name, settings in config.decoders.items()}
     if config.encoder.kind != "byte":
@@ -100,6 +102,12 @@ def _entry(key: str, model: str) -> Mapping[str, Any]:
     return found
 
 
+def _check_owner(folder: Path) -> None:
+    """The default's name is known to all who share a machine."""
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        raise ConfigError([f"--folder: {folder} is another user's; name another"])
+
+
 def _published(place: Path, write: Any) -> None:
     """Writes ``place`` where it is not there yet: whole, or not at all."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -113,7 +121,7 @@ def _published(place: Path, write: Any) -> None:
         return
     part = place.with_name(f"{place.name}.part-{os.getpid()}")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(part)
         part.rename(place)
     except OSError as error:

@@ -20,19 +20,16 @@ from latentwire.checkpointing.state import CONFIG, read_place
 from latentwire.config import ConfigError
 from latentwire.data.hub import names_folder
 from latentwire.files import fresh_name, remove_abandoned
-from latentwire.wire.exported import FORMAT, write_export
+from latentwire.wire.export_files import (
+    FORMAT,
+    copy_encoder_files,
+    encoder_patterns,
+    without_places,
+    write_export,
+)
 from latentwire.wire.parts import module_of
 
 _OFFSETS = "DCP_SHARDING_INFO"
-_ENCODER_FILES = (
-    "config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-)
 
 
 def whole_tensors(folder: Path, *, part: str = PARTS[0]) -> dict[str, Tensor]:
@@ -88,7 +85,7 @@ def export_step(step: Step, out: Path) -> int:
         "versions": versions(),
         "place": {"stage": place.stage, "step": place.step},
         "decoders": manifest.decoders,
-        "config": tree,
+        "config": without_places(tree),
     }
     remove_abandoned(out)
     fresh = fresh_name(out)
@@ -122,19 +119,10 @@ def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
             snapshot_download(
                 encoder["model"],
                 revision=encoder.get("revision"),
-                allow_patterns=_encoder_patterns(encoder),
+                allow_patterns=encoder_patterns(encoder),
             )
         )
-    target.mkdir()
-    for pattern in _encoder_patterns(encoder):
-        for path in source.glob(pattern):
-            if path.is_file() and not path.name.endswith(".safetensors"):
-                (target / path.name).write_bytes(path.read_bytes())
+    copy_encoder_files(source, target, encoder)
     if not (target / "config.json").is_file():
         raise ConfigError([f"{source} holds no config.json of the encoder's model any more"])
     return target
-
-
-def _encoder_patterns(encoder: Mapping[str, Any]) -> list[str]:
-    """Files of the encoder that an export holds; its code where it was trusted."""
-    return [*_ENCODER_FILES, *(["*.py"] if encoder.get("trust_remote_code") else [])]

@@ -1,6 +1,7 @@
 """Which frozen decoder a wire was trained for, and whether another one is the same."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from latentwire.config import DecoderConfig
 from latentwire.decoders.fingerprint import of_weights
 from latentwire.decoders.frozen import FrozenDecoder
+
+log = logging.getLogger(__name__)
 
 _MEANING = {"shapes": "tensors' names, shapes or types", "parameters": "weights"}
 
@@ -61,6 +64,12 @@ def identity_problems(
         known = before.get(name)
         if known is None:
             continue  # the units say so, with more words
+        if unsaid := [what for key, what in _MEANING.items() if key not in known]:
+            log.warning(
+                "decoders.%s: %s is of an earlier version and says nothing of the model's %s: "
+                "whether '%s' is the same in that is not known",
+                *(name, where, " and ".join(unsaid), decoder["model"]),
+            )
         pairs = [(known.get(key), decoder[key], what) for key, what in _MEANING.items()]
         changed = [
             what for was, is_now, what in pairs if None not in (was, is_now) and was != is_now

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentwire.config import OBJECTIVES
-from latentwire.diagnostics.json_files import parsed
 from latentwire.diagnostics.run_files import read_status
+from latentwire.strict_json import parsed
 
 if TYPE_CHECKING:
     import pandas
@@ -67,14 +67,17 @@ class DropCount:
 def stream_path(path: str | os.PathLike[str]) -> Path:
     """The diagnostics file of a run's folder, as its status tells; a file is taken as it is.
 
-    A folder that was moved still has the file of its own, whatever the status says.
+    A folder that was moved still has the file of its own, whatever the status says; and what is
+    there but is no plain file is not opened.
     """
     path = Path(path)
     if not path.is_dir():
         return path
     told = (read_status(path).get("files") or {}).get("diagnostics")
-    known = path / FILE if told is None else Path(told)
-    return known if known.is_file() or not (path / FILE).is_file() else path / FILE
+    own = path / FILE
+    known = own if told is None else Path(told)
+    is_awaited = not known.exists() and not own.is_file()
+    return known if known.is_file() or is_awaited else own
 
 
 def rows(path: str | os.PathLike[str], *, kind: str | None = None) -> Iterator[Row]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from latentwire import strict_yaml
-from latentwire.diagnostics.json_files import read_object
+from latentwire.strict_json import read_object
 
 log = logging.getLogger(__name__)
 

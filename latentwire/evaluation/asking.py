@@ -9,13 +9,14 @@ import torch
 from latentwire.config import ConfigError
 from latentwire.data.batch import PromptBatch
 from latentwire.data.example import Example
+from latentwire.data.hub import names_folder
 from latentwire.data.loader import decoder_batch, global_batch, text_batch
 from latentwire.data.prompts import prompts_for
 from latentwire.decoders.fingerprint import fingerprint
 from latentwire.decoders.generation import greedy
 from latentwire.decoders.identity import identity, identity_problems
 from latentwire.decoders.loading import load_decoder
-from latentwire.wire.exported import ExportedWire, Latents, load_wire
+from latentwire.wire.exported import ExportedWire, Latents, check_texts, load_wire
 from latentwire.wire.unit import Injection
 
 
@@ -62,6 +63,12 @@ class WireReader:
             settings = replace(settings, model=model, revision=None)
         # Both are for training, and ask for more of a machine than reading does.
         settings = replace(settings, compile=False, gradient_checkpointing=False)
+        if names_folder(settings.model) and not Path(settings.model).expanduser().is_dir():
+            problem = (
+                f"decoders.{decoder}.model: there is no folder '{settings.model}' here; give the "
+                "model's folder or hub id (model=, or --model)"
+            )
+            raise ConfigError([problem])
         try:
             self._decoder = load_decoder(
                 decoder,
@@ -119,11 +126,13 @@ class WireReader:
             max_new_tokens: None is the configuration's own (``eval.max_new_tokens``).
 
         Raises:
-            ValueError: not one context for each question, or a ratio that this wire cannot have.
+            ValueError: not one context for each question, one string for a list of them, no token
+                to write, or a ratio that this wire cannot have.
         """
+        examples = _examples(questions, contexts)
         if not questions:
             return []
-        batch = global_batch(_examples(questions, contexts), self._prompts, ratio=ratio)
+        batch = global_batch(examples, self._prompts, ratio=ratio)
         latents = self.wire.encode(batch.texts, ratio=ratio)
         own = decoder_batch(
             batch, self._prompts, self.wire.tokenizer, part=0, num_parts=1, answers=False
@@ -143,9 +152,9 @@ class WireReader:
         max_new_tokens: int | None = None,
     ) -> list[str]:
         """Answers each question with its context read as text; as ``answer``."""
-        if not questions:
-            return []
         prompts = [self._prompts.text(each) for each in _examples(questions, contexts)]
+        if not prompts:
+            return []
         batch = text_batch(prompts, pad=self._prompts.pad, answers=False)
         return self._written(batch, None, max_new_tokens)
 
@@ -153,6 +162,8 @@ class WireReader:
         self, batch: PromptBatch, injection: Injection | None, max_new_tokens: int | None
     ) -> list[str]:
         limit = self.wire.config.eval.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if limit < 1:
+            raise ValueError(f"max_new_tokens {limit}: an answer has 1 token or more")
         found = greedy(
             self._decoder,
             batch.to(self._decoder.device),
@@ -181,6 +192,8 @@ def load_reader(
 
 
 def _examples(questions: Sequence[str], contexts: Sequence[str]) -> list[Example]:
+    check_texts(questions, "questions")
+    check_texts(contexts, "contexts")
     if len(questions) != len(contexts):
         raise ValueError(f"{len(questions)} questions, but {len(contexts)} contexts; give one each")
     pairs = zip(questions, contexts, strict=True)

@@ -25,15 +25,9 @@ from latentwire.training.saving import unit_groups
 from latentwire.training.signals import StopRequest
 from latentwire.training.stage_c import evaluate_into_folder
 from latentwire.training.status import FILES
-from latentwire.wire import exported
+from latentwire.wire import export_files
+from latentwire.wire.exported import encoder_model
 from latentwire.wire.parts import module_of
-
-_DEFAULTS = config_file.to_tree(Config())
-_PLACES = (
-    *(("run", "root"), ("checkpoint", "root")),
-    *(("teacher", "folder"), ("diagnostics", "diagnostic_log")),
-)
-"""Keys that say where a run writes."""
 
 
 def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
@@ -53,7 +47,7 @@ def load_into(job: Job, weights: Mapping[str, Tensor]) -> None:
 
 def trained_with(folder: Path) -> Config:
     """The configuration of the run that an export is of."""
-    return config_file.from_tree(exported.read_description(folder)["config"])
+    return config_file.from_tree(export_files.read_description(folder)["config"])
 
 
 def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
@@ -65,17 +59,15 @@ def exported_config(folder: Path, overrides: Sequence[str]) -> Config:
         ConfigError: the folder is no export, an override is wrong, or the encoder needs code of
             its own, which is not trusted.
     """
-    description = exported.read_description(folder)
+    description = export_files.read_description(folder)
     own = config_file.from_tree(description["config"])
-    tree = config_file.to_tree(exported.without_trust(own))
-    for section, key in _PLACES:
-        tree[section][key] = _DEFAULTS[section][key]
+    tree = export_files.without_places(config_file.to_tree(export_files.without_trust(own)))
     tree["run"]["tag"] += "-exported"
     config = config_file.merged(tree, overrides)
     if own.encoder.trust_remote_code and not config.encoder.trust_remote_code:
         flag = "encoder.trust_remote_code=true"
-        raise ConfigError([exported.own_code(own, str(folder), flag=flag)])
-    return exported.export_config({"config": config_file.to_tree(config)}, folder)
+        raise ConfigError([export_files.own_code(own, str(folder), flag=flag)])
+    return export_files.export_config({"config": config_file.to_tree(config)}, folder)
 
 
 def evaluate_exported(plan: Plan, folder: Path) -> Outcome:
@@ -87,15 +79,15 @@ def evaluate_exported(plan: Plan, folder: Path) -> Outcome:
     config = plan.config
     with joined(plan) as groups, StopRequest() as stop:
         log_to(plan.run_folder / FILES["log"], rank=groups.rank)
-        description = exported.read_description(folder)
+        description = export_files.read_description(folder)
         examples = draw_evaluation(config)
-        model = exported.encoder_model(description, config)
+        model = encoder_model(description, config)
         job = assemble(config, groups, encoder_model=model)
         frozen = FrozenCheck(job)
         now = identities(job, frozen.before)
         if problems := identity_problems(description["decoders"], now, where=str(folder)):
             raise ConfigError(problems)
-        load_into(job, exported.read_weights(folder))
+        load_into(job, export_files.read_weights(folder))
         place = description["place"]
         step = Step(path=folder, stage=place["stage"], number=place["step"])
         checkpoint = Checkpoint(step=step, which="exported")

@@ -6,7 +6,7 @@ from typing import Any
 from latentwire.decoders.identity import identity
 from latentwire.distributed.assembly import Job
 from latentwire.distributed.messages import broadcast_json, gather_json
-from latentwire.wire.exported import shape_tree
+from latentwire.wire.export_files import shape_tree
 
 
 def identities(job: Job, fingerprints: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from latentwire.diagnostics.run_files import own_rows, read_metrics
 from latentwire.slurm import ATTEMPTS
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
+from latentwire.watch.text import printable
 
 _REFUSED = 2
 """Exit code of a run that could not start: to start it again is of no use."""
@@ -80,7 +81,7 @@ class RunFolder:
     def look(self) -> None:
         """Reads what was written since the last look."""
         # The status first: a run that has ended has written all of its rows.
-        status = read_status(self.path)
+        status = printable(read_status(self.path))
         if status or not self.waits:  # a file server's bad moment ends no long watch
             self.status = status
         self.num_steps = self._planned_steps()
@@ -88,12 +89,12 @@ class RunFolder:
         found = self._tail.poll()
         if self._tail.generation != generation:
             self.model = RunModel()
-        self.model.add(own_rows(self.path, stream_path(self.path), found))
+        self.model.add(printable(own_rows(self.path, stream_path(self.path), found)))
         generation = self._validations.generation
         found = self._validations.poll()
         if self._validations.generation != generation:
             self.validation = None
-        self.validation = found[-1] if found else self.validation
+        self.validation = printable(found[-1]) if found else self.validation
 
     def _planned_steps(self) -> dict[str, int]:
         """By the status, which knows stages given in epochs too, or else by the configuration."""
@@ -109,4 +110,5 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         """What Stage C found; empty before."""
-        return read_metrics(self.path)
+        found: dict[str, Any] = printable(read_metrics(self.path))
+        return found

@@ -63,7 +63,7 @@ def _stages(run: RunFolder) -> Table:
         pace = "" if stage.seconds_per_step is None else f"{stage.seconds_per_step:.2f} s/step"
         share = stage.share
         table.add_row(
-            f"stage {stage.name}",
+            Text(f"stage {stage.name}"),
             ProgressBar(total=1.0, completed=share or 0.0, width=24, pulse=False),
             f"{stage.step}/{total}",
             pace,
@@ -101,7 +101,7 @@ def _curves(
         values = curve.values
         table.add_row(
             Text(name if index == 0 else "", style="bold"),
-            key,
+            Text(key),
             number(values[-1]),
             Text(sparkline(values, width=room, blocks=blocks, is_log=is_log), style="cyan"),
         )

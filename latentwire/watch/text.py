@@ -1,11 +1,28 @@
 """Numbers, times and curves as short text."""
 
 import math
+import re
 from collections.abc import Sequence
+from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN_BLOCKS = "_.-=+*#@"
 """Where the terminal has no block characters."""
+
+
+_SPACES = re.compile(r"[\t\n\r]+")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(value: Any) -> Any:
+    """A value of JSON with no character, in any string of it, that a terminal would obey."""
+    if isinstance(value, str):
+        return value if value.isprintable() else _CONTROLS.sub("\ufffd", _SPACES.sub(" ", value))
+    if isinstance(value, dict):
+        return {printable(key): printable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [printable(inner) for inner in value]
+    return value
 
 
 def number(value: object) -> str:

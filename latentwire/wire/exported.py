@@ -1,35 +1,34 @@
-"""A trained wire as a folder of its own: ``config.json``, ``model.safetensors``, and ``encoder/``.
+"""A trained wire apart from any run, opened from a folder or the hub, ready to read texts."""
 
-``encoder/`` holds the configuration and the tokenizer of the encoder's language model, no weights.
-Nothing of the decoders is here but their names and the few numbers a wire must know of them.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from latentwire import config_file
 from latentwire.config import Config, ConfigError
 from latentwire.data.encoder_texts import EncoderTokenizer, WireText
+from latentwire.data.hub import hub_problem, names_folder
 from latentwire.wire.backbones import encoder_window
-from latentwire.wire.deep_prefix import CacheShape
-from latentwire.wire.unit import DecoderShape, Injection
+from latentwire.wire.export_files import (
+    CONFIG,
+    ENCODER,
+    WEIGHTS,
+    export_config,
+    own_code,
+    read_description,
+    read_weights,
+    shape_from,
+    without_trust,
+    write_export,
+)
+from latentwire.wire.unit import Injection
 from latentwire.wire.wire import Wire, build_wire
-
-FORMAT = 1
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-ENCODER = "encoder"
-CARD = "README.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Latents:
     """Wires of some texts."""
 
     vectors: Tensor
-    """[texts, private + latents, d_z]"""
+    """[texts, private + latents, d_z], the private ones of every decoder"""
     counts: Tensor
     """[texts] shared latents of each; what lies beyond is padding."""
 
@@ -64,15 +63,24 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         if config.encoder.trust_remote_code and not trust_remote_code:
             raise ConfigError([own_code(config_file.from_tree(description["config"]), str(folder))])
         self.config = config if trust_remote_code else without_trust(config)
-        self.tokenizer = EncoderTokenizer(self.config, window=encoder_window(self.config.encoder))
         shapes = {n: shape_from(d["shape"]) for n, d in description["decoders"].items()}
-        self.wire: Wire = build_wire(
-            self.config,
-            shapes,
-            num_lead=len(self.tokenizer.lead),
-            device=torch.device("cpu"),
-            model=encoder_model(description, self.config),
-        )
+        try:
+            window = encoder_window(self.config.encoder)
+            self.tokenizer = EncoderTokenizer(self.config, window=window)
+            self.wire: Wire = build_wire(
+                self.config,
+                shapes,
+                num_lead=len(self.tokenizer.lead),
+                device=torch.device("cpu"),
+                model=encoder_model(description, self.config),
+            )
+        except ConfigError:
+            raise
+        except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            why = (str(error).splitlines() or [repr(error)])[0]
+            raise ConfigError([f"{folder}: its wire cannot be built: {why}"]) from error
+        self.trained = frozenset(n for n, p in self.wire.named_parameters() if p.requires_grad)
+        """Names of the parameters that an export holds, whoever freezes them later."""
 
     @property
     def decoders(self) -> dict[str, str]:
@@ -83,8 +91,10 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
         """Refuses a ratio that this wire cannot have.
 
         Raises:
-            ValueError: the wire's length is fixed, or the ratio is not positive.
+            ValueError: the wire's length is fixed, or the ratio is no positive whole number.
         """
+        if ratio is not None and (not isinstance(ratio, int) or isinstance(ratio, bool)):
+            raise ValueError(f"ratio {ratio!r}: it is no whole number")
         if ratio is not None and self.config.wire.num_latents:
             fixed = self.config.wire.num_latents
             raise ValueError(f"ratio {ratio}: this wire always has {fixed} latents; give none")
@@ -99,19 +109,29 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
             ratio: encoder tokens per latent at most; None is the configuration's own.
 
         Raises:
-            ValueError: as ``check_ratio``.
+            ValueError: as ``check_ratio``, or ``texts`` is one text, or holds what is none.
         """
         self.check_ratio(ratio)
+        check_texts(texts)
+        if not texts:
+            return Latents(
+                vectors=torch.zeros(0, 0, self.config.wire.d_z, device=self._device),
+                counts=torch.zeros(0, dtype=torch.long, device=self._device),
+            )
         wires = [WireText(text=text, ratio=ratio) for text in texts]
-        longest = max([1, *(self.tokenizer.num_latents(text, ratio) for text in texts)])
+        longest = max(1, *(self.tokenizer.num_latents(text, ratio) for text in texts))
         batch = self.tokenizer.batch(wires, rows=len(wires), max_latents=longest)
-        device = next(self.wire.parameters()).device
-        batch = batch.to(device)
+        batch = batch.to(self._device)
         return Latents(vectors=self.wire.encode(batch), counts=batch.counts)
 
     @torch.no_grad()
     def inject(self, decoder: str, latents: Latents) -> Injection:
         """What one decoder reads for some wires.
+
+        Its ``vectors`` stand where the text's embeddings would; the first ``num_positions`` of a
+        row are the wire, the rest is padding. They are all there is without a deep prefix and
+        LoRA. ``added`` is for the keys and values of those positions, before rotation, and
+        ``WireReader`` is what puts it there.
 
         Raises:
             ValueError: the wire was not trained for that decoder.
@@ -120,11 +140,20 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
             raise ValueError(f"no decoder '{decoder}'; there are {', '.join(self.decoders)}")
         return self.wire.inject(decoder, latents.vectors, latents.counts)
 
+    def num_positions(self, text: str, *, ratio: int | None = None) -> int:
+        """Positions that a decoder reads for the wire of a text, begin and end included."""
+        self.check_ratio(ratio)
+        return self.tokenizer.num_positions(text, ratio)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.wire.parameters()).device
+
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {
             name: p.detach().cpu().contiguous()
             for name, p in self.wire.named_parameters()
-            if p.requires_grad
+            if name in self.trained
         }
         write_export(save_directory, self.description, weights, encoder=self._folder / ENCODER)
 
@@ -169,16 +198,16 @@ def load_wire(
             the export says of that is its author's word, and does not count.
 
     Raises:
-        ConfigError: the folder is no export, or is damaged, naming the file; or its encoder needs
-            code of its own, which is not trusted.
+        ConfigError: there is no such folder, and it cannot be had from the hub; it is no export,
+            or is damaged, naming the file; or its encoder needs code of its own, which is not
+            trusted.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     trust = trust_remote_code
     if not folder.is_dir():
-        found = ExportedWire.from_pretrained(str(path), trust_remote_code=trust, revision=revision)
-        return found.to(device)
+        return _from_hub(str(path), trust_remote_code=trust, revision=revision).to(device)
     exported = ExportedWire(read_description(folder), folder, trust_remote_code=trust)
-    wanted = {n: p for n, p in exported.wire.named_parameters() if p.requires_grad}
+    wanted = {n: p for n, p in exported.wire.named_parameters() if n in exported.trained}
     weights = read_weights(folder)
     different = sorted(wanted.keys() ^ weights.keys())
     different += [n for n in wanted.keys() & weights.keys() if wanted[n].shape != weights[n].shape]
@@ -192,104 +221,41 @@ def load_wire(
     return exported.eval().to(device)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """What an export's ``config.json`` holds.
-
-    Raises:
-        ConfigError: it is missing, damaged, of another format, or says two things of one decoder.
-    """
-    path = folder / CONFIG
+def _from_hub(name: str, *, trust_remote_code: bool, revision: str | None) -> ExportedWire:
+    if names_folder(name):
+        raise ConfigError([f"{name}: there is no such folder"])
+    what = f"'{name}', which is no folder here"
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        number = found["latentwire_format"]
-        # What is shown, and what would be loaded.
-        named = {name: decoder["model"] for name, decoder in found["decoders"].items()}
-        loaded = {n: d["model"] for n, d in found["config"]["decoders"].items() if d is not None}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{path} is no exported wire: {error!r}"]) from None
-    if number != FORMAT:
-        raise ConfigError(
-            [f"{path} has format {number!r}, not {FORMAT}; use the version that wrote it"]
+        snapshot_download(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        if problem := hub_problem(what):
+            raise ConfigError([problem]) from None
+    try:
+        return ExportedWire.from_pretrained(
+            name, trust_remote_code=trust_remote_code, revision=revision
         )
-    if named != loaded:
-        raise ConfigError([f"{path}: `decoders` names {named}, and `config` {loaded}"])
-    return found
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        why = (str(error).splitlines() or [repr(error)])[0]
+        raise ConfigError([f"{what}, cannot be had from the hub: {why}"]) from None
 
 
-def read_config(folder: Path) -> Config:
-    """The configuration that an export was trained with, as its author left it.
-
-    Raises:
-        ConfigError: the folder is no export.
-    """
-    return config_file.from_tree(read_description(folder)["config"])
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The trained tensors of an export, by their names in the wire.
+def check_texts(texts: Sequence[str], what: str = "texts") -> None:
+    """Refuses what no tokenizer should see.
 
     Raises:
-        ConfigError: the file is missing or damaged.
+        ValueError: one string for a list of them, or an entry that is no text.
     """
-    path = folder / WEIGHTS
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError([f"{path} cannot be read: {error}"]) from None
-
-
-def write_export(
-    folder: Path, description: Mapping[str, Any], weights: Mapping[str, Tensor], *, encoder: Path
-) -> None:
-    """Writes an export into an existing folder.
-
-    Args:
-        encoder: holds the files for ``encoder/``; may be missing where the encoder reads bytes.
-    """
-    text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
-    for path in sorted(encoder.iterdir()) if encoder.is_dir() else ():
-        (folder / ENCODER).mkdir(exist_ok=True)
-        (folder / ENCODER / path.name).write_bytes(path.read_bytes())
-    (folder / CARD).write_text(_card(description), encoding="utf-8")
-
-
-def export_config(description: Mapping[str, Any], folder: Path) -> Config:
-    """The configuration of an exported wire, with its encoder's files in ``folder``."""
-    config = config_file.from_tree(description["config"])
-    if not (folder / ENCODER).is_dir():
-        return config
-    model = replace(config.encoder, model=str(folder / ENCODER), revision=None)
-    return replace(config, encoder=model)
-
-
-def own_code(config: Config, where: str, *, flag: str = "trust_remote_code=True") -> str:
-    """What to say where models of an export would run code of their own, and may not.
-
-    Args:
-        flag: what lets it run.
-    """
-    models = {"encoder": config.encoder} | {
-        f"decoder '{name}'": decoder for name, decoder in config.decoders.items()
-    }
-    brought = ", ".join(
-        f"{what} ({settings.model}, revision {settings.revision or 'main'})"
-        for what, settings in models.items()
-        if settings.trust_remote_code
-    )
-    return (
-        f"{where}: code of their own is brought by {brought}; read it (what an export holds is in "
-        f"its encoder/), and give {flag} if you trust it"
-    )
-
-
-def without_trust(config: Config) -> Config:
-    """The configuration with no model's own code trusted."""
-    decoders = {n: replace(d, trust_remote_code=False) for n, d in config.decoders.items()}
-    encoder = replace(config.encoder, trust_remote_code=False)
-    return replace(config, encoder=encoder, decoders=decoders)
+    if isinstance(texts, str):
+        raise ValueError(f"{what}: one string was given for a list of them; give [string]")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{what}: number {number} is no text: {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what}: number {number} is no valid Unicode: {error}") from None
 
 
 def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
@@ -318,42 +284,3 @@ def encoder_model(description: Mapping[str, Any], config: Config) -> Any:
     except (OSError, ValueError) as error:
         problem = f"encoder.model: '{base['model']}' cannot be loaded: {str(error).splitlines()[0]}"
         raise ConfigError([problem]) from None
-
-
-def shape_tree(shape: DecoderShape) -> dict[str, Any]:
-    """A decoder's shape as JSON holds it; its mean embedding is only where a filler starts."""
-    tree = asdict(replace(shape, mean_embedding=torch.zeros(())))
-    tree.pop("mean_embedding")
-    return {**tree, "linears": {name: list(pair) for name, pair in shape.linears.items()}}
-
-
-def shape_from(tree: Mapping[str, Any]) -> DecoderShape:
-    """Out of what ``shape_tree`` made."""
-    cache = tree["cache"]
-    if cache is not None:
-        tuples = {key: tuple(cache[key]) for key in ("key_rms", "value_rms")}
-        cache = CacheShape(**{**cache, **tuples})
-    return DecoderShape(
-        hidden_size=tree["hidden_size"],
-        embedding_rms=tree["embedding_rms"],
-        mean_embedding=torch.ones(tree["hidden_size"]),
-        cache=cache,
-        linears={name: (pair[0], pair[1]) for name, pair in tree["linears"].items()},
-    )
-
-
-def _card(description: Mapping[str, Any]) -> str:
-    readers = "".join(
-        f"- `{name}`: {decoder['model']}\n" for name, decoder in description["decoders"].items()
-    )
-    place = description.get("place") or {}
-    first = next(iter(description["decoders"]))
-    return (
-        "---\nlibrary_name: latentwire\n---\n# A LatentWire wire\n\n"
-        "Latent vectors of a text that these frozen models read in its place "
-        f"(stage {place.get('stage')}, step {place.get('step')}):\n\n{readers}\n"
-        '```python\nimport latentwire\n\nwire = latentwire.load_wire("<this folder or id>")\n'
-        'latents = wire.encode(["A text."])\n\n'
-        f'reader = latentwire.load_reader("<this folder or id>", "{first}")\n'
-        'reader.answer(["A question?"], ["A text."])\n```\n'
-    )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,11 @@ def test_the_status_tells_where_the_file_is(tmp_path: Path) -> None:
     assert stream_path(run) == run / "diagnostics.jsonl", "the run was moved"
     elsewhere.write_text("")
     assert stream_path(run) == elsewhere
+    elsewhere.unlink()
+    os.mkfifo(elsewhere)
+    assert stream_path(run) == run / "diagnostics.jsonl", "no plain file is not opened"
+    (run / "diagnostics.jsonl").unlink()
+    assert stream_path(run) == run / "diagnostics.jsonl"
     with pytest.raises(FileNotFoundError):
         list(diagnostics.rows(tmp_path / "nowhere.jsonl"))
 

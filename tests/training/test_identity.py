@@ -1,6 +1,7 @@
 """A run goes on with the decoders that it was trained with, and with no others."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def test_what_cannot_be_compared_is_not() -> None:
     now["d"]["shapes"] = "b"
     (problem,) = identity_problems(before, now, where="here")
     assert "its tensors' names, shapes or types changed" in problem
+
+
+def test_what_an_earlier_version_did_not_say_is_not_taken_for_the_same(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("latentwire"), "propagate", True)
+    now = {"d": {"model": "m", "revision": "1", "shapes": "a", "parameters": "w"}}
+    before = {"d": {"model": "m", "revision": "1", "shapes": "a", "weights": "of before"}}
+    assert identity_problems(before, now, where="here") == []
+    assert "here is of an earlier version and says nothing of the model's weights" in caplog.text
 
 
 def test_inputs_of_another_size_are_refused() -> None:

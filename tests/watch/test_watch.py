@@ -330,6 +330,28 @@ def test_sparklines(values: list[float], options: dict[str, Any], expected: str)
     assert sparkline(values, **({"width": 9} | options)) == expected
 
 
+def test_no_file_commands_the_terminal(tmp_path: Path) -> None:
+    bad = "\x1b]0;taken\x07\x1b[2J\x9b2J\x7f"
+    trouble = {"diagnostics": {"trouble": bad}, "reason": f"a{bad}\nb"}
+    run = run_at(tmp_path / "r")
+    status(tmp_path / "r", "finished", **trouble)
+    row = {"stage": f"A{bad}", "step": 99, "rank": 0, "decoder": f"one{bad}", "state": bad}
+    rows = [
+        row | {"kind": "health", "reasons": [bad], f"update_ratio/{bad}": 1.0},
+        row | {"kind": "step", "grad_norm/[/nope]": 2.0, f"grad_{bad}": 1.0, "tf": 1.0},
+    ]
+    with (tmp_path / "r" / "diagnostics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(each) + "\n" for each in rows))
+    score = {"arms": {"text": {"em": 1.0}, "latent": {"em": 1.0}}}
+    (tmp_path / "r" / "metrics.json").write_text(json.dumps({"decoders": {f"one{bad}": score}}))
+    run.look()
+    said = (
+        "\n".join(lines.snapshot(run)) + "".join(lines.Changes().of(run)) + drawn(run, every=True)
+    )
+    assert not set(said) & set("\x1b\x07\x9b\x7f")
+    assert "taken" in said and "[/nope]" in said and "b)" in said
+
+
 def test_numbers_and_times() -> None:
     assert [number(value) for value in (None, "x", [1], {})] == ["-"] * 4
     found = [number(v) for v in (None, math.nan, 0.0, 0.5, 123.456, 1e-5, 2e7)]

@@ -68,7 +68,7 @@ def made_up_overrides(config: Config, texts: Texts, folder: Path) -> list[str]:
                 torch.cuda.reset_peak_memory_stats(device)
 
         _published(place, write)
-        overrides.append(f"{key}.model={place}")
+        overrides += [f"{key}.model={place}", f"{key}.trust_remote_code=false"]
     words = min(made_up.num_words(entry["vocab_size"]) for entry in entries.values())
     place = folder / f"texts-{_digest(dataclasses.asdict(texts) | {'words': words})}"
     _published(place, lambda part: _write_texts(part, texts, words))

@@ -46,7 +46,7 @@ class AutoWeights:
         Args:
             plan: with the configured weights.
         """
-        own = record.grad_squares()
+        own = record.balanced_squares()
         totals = torch.tensor([own.get(name, 0.0) for name in _BALANCED], dtype=torch.float64)
         dist.all_reduce(totals, group=self._job.groups.world.bookkeeping)
         squares = dict(zip(_BALANCED, totals.tolist(), strict=True))

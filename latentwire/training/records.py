@@ -219,7 +219,7 @@ class StepRecord:
     def examples_per_second(self) -> float:
         return len(self._plan.examples) / self._step_seconds
 
-    def grad_squares(self) -> dict[str, float]:
+    def balanced_squares(self) -> dict[str, float]:
         """Squared norms by objective of the gradients in the parts that weights are balanced at,
         over the decoders this rank speaks for: summed over all ranks, each decoder is there once.
         """

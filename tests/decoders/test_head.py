@@ -102,6 +102,9 @@ def test_logits_that_change_after_the_head_are_made_whole(
     torch.testing.assert_close(losses[:2].detach(), expected, atol=1e-4, rtol=1e-4)
 
 
+_MEASURED = ("grad_tf", "grad_kd", "grad_ae")
+
+
 def stepped_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[str, list[float]]:
     """Of each gradient of a step, and of each objective's norm: the largest difference between
     whole logits and three rows at a time, and its own size."""
@@ -112,8 +115,10 @@ def stepped_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[st
     for num_bytes in (whole_bytes, 3 * 4 * 450):
         budget.CHUNK_BYTES = num_bytes
         gradients = jobs.job_gradients(job, step)
-        squares = jobs.make_trainer(job).step(step).grad_squares()
-        norms = {f"grad_{name}": torch.tensor(square**0.5) for name, square in squares.items()}
+        rows = jobs.make_trainer(job).step(step).rows()
+        norms = {
+            f"{row['decoder']} {key}": torch.tensor(row[key]) for row in rows for key in _MEASURED
+        }
         found.append(gradients | norms)
     budget.CHUNK_BYTES = whole_bytes
     whole, chunked = found
@@ -128,7 +133,7 @@ def test_a_step_in_chunks_is_a_step_with_whole_logits(pair: Path, tmp_path: Path
         pair, tmp_path, "objectives.kd=0.7", "objectives.ae=0.2", "sharding.backend=fsdp"
     )
     (found,) = run_distributed(stepped_on_rank, 1, overrides)
-    assert {"grad_tf", "grad_kd", "grad_ae"} <= found.keys()
+    assert {f"{name} {key}" for name in ("llama", "qwen") for key in _MEASURED} <= found.keys()
     for name, (difference, size) in found.items():
         assert difference <= 1e-5 * size, name
     assert any(difference for difference, _ in found.values()), "both went the same way"

@@ -41,7 +41,7 @@ def balanced_on_rank(rank: int, world_size: int, overrides: list[str]) -> dict[s
     for step in range(1, stage.num_steps + 1):
         plan = stage.plan(step)
         plans.append(trainer.auto_weights.applied(plan).weights)
-        squares.append(trainer.step(plan).grad_squares())
+        squares.append(trainer.step(plan).balanced_squares())
         multipliers.append(dict(trainer.auto_weights.balance.multipliers))
     return {"multipliers": multipliers, "squares": squares, "weights": plans}
 

@@ -147,19 +147,24 @@ def _supervised(
         has_checkpoints: the work reads or writes the run's own.
         trains: the work writes the diagnostics.
     """
+    is_whole = False
 
     def whole() -> Outcome:
+        nonlocal is_whole
         outcome = work()
-        # Only where all ranks have come to the end: they leave together, and NCCL waits for all.
-        process_groups.stop()
+        is_whole = True
         return outcome
 
     try:
         with _locked(plan, has_checkpoints=has_checkpoints, trains=trains):
-            return _recorded(plan, whole)
+            code = _recorded(plan, whole)
     except ConfigError as error:
         # Of the lock: nothing of the run that another job has may be touched.
         return _refuse(error, None)
+    # Only where all ranks have come to the end: they leave together, and NCCL waits for all.
+    if is_whole:
+        process_groups.stop()
+    return code
 
 
 def _locked(plan: Plan, *, has_checkpoints: bool, trains: bool) -> AbstractContextManager[object]:

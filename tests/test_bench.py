@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentwire import bench, config_file
-from latentwire.benching import machine, made_up, operations
+from latentwire.benching import machine, made_up, operations, setting
 from latentwire.benching.plain_loop import PlainLoop
 from latentwire.benching.setting import Texts, made_up_overrides
 from latentwire.config import ConfigError
@@ -102,6 +102,7 @@ def _job_and_stage(folder: str) -> tuple:  # type: ignore[type-arg]
 def test_another_users_models_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(setting, "default_folder", lambda: tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigError, match="is another user's; name another"):
         made_up_overrides(config_file.load("bench"), Texts(), tmp_path)

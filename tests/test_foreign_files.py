@@ -34,6 +34,7 @@ ROWS = {
 }
 LINES = {
     "too deep": b"[" * 100_000,
+    "deep": b'{"kind": "health", "decoder": "one", "reasons": ' + b"[" * 400 + b"]" * 400 + b"}",
     "too long a number": json.dumps(STEP)[:-1].encode() + b', "tf": ' + b"9" * 400 + b"}",
     "no text": b"\xff\xfe\x00",
 } | {name: json.dumps(row).encode() for name, row in ROWS.items()}

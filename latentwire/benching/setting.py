@@ -1,5 +1,6 @@
 """What is measured: a recipe with its own models and data, or with made-up ones in their place."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -46,10 +47,11 @@ def made_up_overrides(config: Config, texts: Texts, folder: Path) -> list[str]:
     Every rank calls it: the first of each node writes, the others wait for it.
 
     Raises:
-        ConfigError: nobody knows a model's shape, the folder cannot be written, or it is not this
-            user's: a model may bring code.
+        ConfigError: nobody knows a model's shape, the folder cannot be written, or it is the
+            default one and another user's.
     """
-    _check_owner(folder)
+    if folder == default_folder():
+        _claim(folder)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     named = {f"decoders.{name}": settings.model for name, settings in config.decoders.items()}
     if config.encoder.kind != "byte":
@@ -102,8 +104,10 @@ def _entry(key: str, model: str) -> Mapping[str, Any]:
     return found
 
 
-def _check_owner(folder: Path) -> None:
-    """The default's name is known to all who share a machine."""
+def _claim(folder: Path) -> None:
+    """Makes a folder whose name is known to all who share a machine."""
+    with contextlib.suppress(OSError):  # said where something is written
+        folder.mkdir(mode=0o700, exist_ok=True)
     if folder.exists() and folder.stat().st_uid != os.getuid():
         raise ConfigError([f"--folder: {folder} is another user's; name another"])
 
@@ -121,7 +125,7 @@ def _published(place: Path, write: Any) -> None:
         return
     part = place.with_name(f"{place.name}.part-{os.getpid()}")
     try:
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         write(part)
         part.rename(place)
     except OSError as error:

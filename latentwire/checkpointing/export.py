@@ -21,6 +21,7 @@ from latentwire.config import ConfigError
 from latentwire.data.hub import names_folder
 from latentwire.files import fresh_name, remove_abandoned
 from latentwire.wire.export_files import (
+    ENCODER,
     FORMAT,
     copy_encoder_files,
     encoder_patterns,
@@ -91,7 +92,8 @@ def export_step(step: Step, out: Path) -> int:
     fresh = fresh_name(out)
     fresh.mkdir(parents=True)
     try:
-        write_export(fresh, description, weights, encoder=_encoder_files(tree["encoder"], fresh))
+        write_export(fresh, description, weights)
+        _write_encoder_files(tree["encoder"], fresh / ENCODER)
         os.rename(fresh, out)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -99,11 +101,10 @@ def export_step(step: Step, out: Path) -> int:
     return sum(tensor.numel() for tensor in weights.values())
 
 
-def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
-    """Puts the encoder's configuration and tokenizer into ``out``, where it has any."""
-    target = out / "encoder"
+def _write_encoder_files(encoder: Mapping[str, Any], target: Path) -> None:
+    """Puts the encoder's configuration and tokenizer into ``target``, where it has any."""
     if encoder["kind"] == "byte":
-        return target
+        return
     source = Path(encoder["model"]).expanduser()
     if not source.is_dir():
         if names_folder(encoder["model"]):
@@ -125,4 +126,3 @@ def _encoder_files(encoder: Mapping[str, Any], out: Path) -> Path:
     copy_encoder_files(source, target, encoder)
     if not (target / "config.json").is_file():
         raise ConfigError([f"{source} holds no config.json of the encoder's model any more"])
-    return target

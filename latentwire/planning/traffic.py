@@ -55,20 +55,11 @@ def collectives(
     topology: Topology,
     step: StepShape,
     lengths: Lengths,
-    *,
-    diagnosed: float | None = None,
 ) -> list[Collective]:
-    """Every collective of a training step; groups of one rank have none.
-
-    Args:
-        diagnosed: share of steps with gradient norms by part; None is the configuration's.
-    """
+    """Every collective of a training step; groups of one rank have none."""
     backend = state.backend_of(config)
-    balancing = 0.0
-    if diagnosed is None:
-        interval = config.diagnostics.grad_diag_interval
-        diagnosed = 1 / interval if interval else 0.0
-        balancing = 1 / config.objectives.auto_interval if config.objectives.auto_weight else 0.0
+    interval = config.diagnostics.grad_diag_interval
+    diagnosed, balancing = 1 / interval if interval else 0.0, _balancing(config)
     measured = min(1.0, diagnosed + balancing)
     sizes = unit_sizes(config, models)
     world = topology.world_size
@@ -159,13 +150,19 @@ def _scalars(config: Config, topology: Topology) -> list[Collective]:
             what=what, group=WORLD, ranks=world, kind="all-reduce", size=size, calls=calls
         )
 
-    log = 1 / config.diagnostics.log_interval
+    log, balancing = 1 / config.diagnostics.log_interval, _balancing(config)
     values = decoders * (len(OBJECTIVES) + 1) * 8
     return [
         one("gradient's norm", ((1 + decoders) * _PARTS + 1) * 4, 1),
         one("stop", 4, 1),
         one("logged values", values * log, log),
+        one("balance", (len(OBJECTIVES) - 1) * 8 * balancing, balancing),
     ]
+
+
+def _balancing(config: Config) -> float:
+    """Share of steps that measure gradients for automatic weights."""
+    return 1 / config.objectives.auto_interval if config.objectives.auto_weight else 0.0
 
 
 def _frozen(
@@ -218,8 +215,6 @@ def _frozen(
     number = len(looked_up)
     if objectives.latent_align or (objectives.gist and config.gist.use_gist_head):
         weights += head  # compared with every input embedding
-    if not config.diagnostics.grad_diag_interval:
-        diagnosed = 0.0
     # Each objective's norm is another way back through the decoder.
     weights += diagnosed * _num_measured(config) * (2 * layers + head + norm)
     return [

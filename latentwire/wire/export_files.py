@@ -4,6 +4,7 @@
 Nothing of the decoders is here but their names and the few numbers a wire must know of them.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -100,20 +101,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def write_export(
-    folder: Path, description: Mapping[str, Any], weights: Mapping[str, Tensor], *, encoder: Path
+    folder: Path, description: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> None:
-    """Writes an export into an existing folder.
-
-    Args:
-        encoder: holds the files for ``encoder/``; may be missing where the encoder reads bytes.
-    """
+    """Writes an export, all but its ``encoder/``, into an existing folder."""
     text = json.dumps(description, indent=2, allow_nan=False) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
-    # The library makes its files for the owner's eyes alone.
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)
-    settings, target = description["config"]["encoder"], folder / ENCODER
-    copy_encoder_files(encoder, target, settings, is_received=True)
+    # The library makes its files for the owner's eyes alone; not every store has modes.
+    with contextlib.suppress(OSError):
+        shutil.copymode(folder / CONFIG, folder / WEIGHTS)
     (folder / CARD).write_text(_card(description), encoding="utf-8")
 
 
@@ -130,7 +126,7 @@ def encoder_patterns(encoder: Mapping[str, Any]) -> list[str]:
 def copy_encoder_files(
     source: Path, target: Path, encoder: Mapping[str, Any], *, is_received: bool = False
 ) -> None:
-    """Copies those files, where there are any.
+    """Copies those files, where there are any, into ``encoder/`` of an export.
 
     Args:
         is_received: of an export, in which links that lead elsewhere are left out: it would hand

@@ -19,6 +19,7 @@ from latentwire.wire.export_files import (
     CONFIG,
     ENCODER,
     WEIGHTS,
+    copy_encoder_files,
     export_config,
     own_code,
     read_description,
@@ -155,7 +156,10 @@ class ExportedWire(nn.Module, ModelHubMixin):  # type: ignore[misc]
             for name, p in self.wire.named_parameters()
             if name in self.trained
         }
-        write_export(save_directory, self.description, weights, encoder=self._folder / ENCODER)
+        write_export(save_directory, self.description, weights)
+        settings = self.description["config"]["encoder"]
+        source, target = self._folder / ENCODER, save_directory / ENCODER
+        copy_encoder_files(source, target, settings, is_received=True)
 
     @classmethod
     def from_pretrained(

@@ -37,6 +37,10 @@ VARIANTS: dict[str, list[str]] = {
     "FSDP2, accumulation": ["sharding.backend=fsdp", "train.accumulation=2"],
     "FSDP2, LoRA, bf16": ["sharding.backend=fsdp", "encoder.lora.rank=4", "precision=bf16"],
     "FSDP2, norms": ["sharding.backend=fsdp", "diagnostics.grad_diag_units=[]"],
+    "FSDP2, automatic weights": [
+        *("sharding.backend=fsdp", "diagnostics.grad_diag_interval=0"),
+        *("objectives.auto_weight=true", "objectives.auto_interval=1"),
+    ],
     **ZERO,
     "sharded decoders": [
         "sharding.backend=fsdp",
@@ -168,7 +172,7 @@ def test_planned_bytes_are_those_that_are_sent(
         at = batch.Lengths(**rank["lengths"])
         (step,) = {s.ratio: s for s in batch.step_shapes(config)}.values()
         planned: dict[str, float] = defaultdict(float)
-        for one in collectives(config, known(config), layout, step, at, diagnosed=1.0):
+        for one in collectives(config, known(config), layout, step, at):
             if one.group in ("world", rank["decoder"]):
                 planned[f"{one.group} {one.kind}"] += one.size
         for key in sorted(planned | rank["sizes"]):

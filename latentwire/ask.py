@@ -16,6 +16,7 @@ from latentwire.checkpointing.export import export_step
 from latentwire.config import Config, ConfigError
 from latentwire.data.example import Example
 from latentwire.evaluation.asking import WireReader
+from latentwire.strict_json import printable
 from latentwire.training.held_out import open_split
 from latentwire.training.model_checks import decoder_problems, first_line
 from latentwire.training.run_folder import log_to
@@ -222,8 +223,9 @@ def _answer(readers: Sequence[WireReader], examples: Sequence[Example], ratio: i
     answers = [
         (
             reader.name,
-            reader.answer_from_text(questions, contexts),
-            reader.answer(questions, contexts, ratio=ratio),
+            # A decoder may write what a terminal obeys.
+            printable(reader.answer_from_text(questions, contexts)),
+            printable(reader.answer(questions, contexts, ratio=ratio)),
         )
         for reader in readers
     ]

@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,20 @@ def test_questions_are_read_from_the_input(
     out = capsys.readouterr().out
     assert "  qwen text  Bresk\n" in out and "  qwen wire  " in out
     assert "llama" not in out and "more" not in out
+
+
+def test_nothing_that_a_decoder_writes_is_obeyed_by_the_terminal(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def written(self: WireReader, questions: Sequence[str], *_: Any, **__: Any) -> list[str]:
+        return ["Bresk\n\x1b]0;taken\x07\x9b2J\x7f" for _ in questions]
+
+    monkeypatch.setattr(WireReader, "answer", written)
+    monkeypatch.setattr(WireReader, "answer_from_text", written)
+    assert main([str(exported), "--text", "a", "--question", "b", "--decoder", "qwen"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Bresk \ufffd]0;taken\ufffd\ufffd2J\ufffd\n") == 2
+    assert not set(out) & set("\x1b\x07\x9b\x7f")
 
 
 @pytest.mark.parametrize(

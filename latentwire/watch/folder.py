@@ -12,9 +12,9 @@ from latentwire.config import ConfigError
 from latentwire.diagnostics.reading import Tail, rows, stream_path
 from latentwire.diagnostics.run_files import own_rows, read_metrics
 from latentwire.slurm import ATTEMPTS
+from latentwire.strict_json import printable
 from latentwire.training.status import FILES, read_status
 from latentwire.watch.model import ENDED, STAGES, RunModel, StageProgress
-from latentwire.watch.text import printable
 
 _REFUSED = 2
 """Exit code of a run that could not start: to start it again is of no use."""

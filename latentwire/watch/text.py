@@ -1,34 +1,11 @@
 """Numbers, times and curves as short text."""
 
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 PLAIN_BLOCKS = "_.-=+*#@"
 """Where the terminal has no block characters."""
-
-
-_SPACES = re.compile(r"[\t\n\r]+")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-
-
-def printable(value: Any, *, depth: int = 20) -> Any:
-    """A value of JSON with no character, in any string of it, that a terminal would obey.
-
-    Args:
-        depth: what is nested more deeply is of no run, and left out.
-    """
-    if not depth:
-        return None
-    if isinstance(value, str):
-        return value if value.isprintable() else _CONTROLS.sub("\ufffd", _SPACES.sub(" ", value))
-    if isinstance(value, dict):
-        return {printable(k): printable(inner, depth=depth - 1) for k, inner in value.items()}
-    if isinstance(value, list):
-        return [printable(inner, depth=depth - 1) for inner in value]
-    return value
 
 
 def number(value: object) -> str:

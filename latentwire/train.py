@@ -34,6 +34,7 @@ from latentwire.training.unreadable import UnreadableError
 log = logging.getLogger(__name__)
 
 _HELD_BACK_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 3.0
 _INTERRUPTED = 130
 """What a shell calls the end by SIGINT."""
 
@@ -190,6 +191,7 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except (SaveError, CacheError, UnreadableError) as error:
         # On every rank alike; rank 0 has said which step is the last good one.
         _failed(plan.run_folder, error)
+        _hear_rank_zero()
         if process_groups.launch_rank() == 0:
             mend = "free some space" if _is_full(error) else "when that is mended"
             full = "the disk is full: " if _is_full(error) else ""
@@ -204,6 +206,7 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except NonFiniteError as error:
         # Every rank raises it with the same words, and the last step is saved.
         _failed(plan.run_folder, error)
+        _hear_rank_zero()
         if process_groups.launch_rank() == 0:
             log.error("ended: %s", error)
         return 1
@@ -229,6 +232,13 @@ def _recorded(plan: Plan, work: Callable[[], Outcome]) -> int:
     except BaseException as error:
         _failed(plan.run_folder, error)
         raise
+
+
+def _hear_rank_zero() -> None:
+    """Of an error that all ranks have alike: rank 0 says it, and the launcher would end it before
+    it can where another is gone first."""
+    if process_groups.launch_rank() != 0:
+        time.sleep(_LAST_WORDS_SECONDS)
 
 
 def _is_as_it_ended(plan: Plan, before: Mapping[str, Any]) -> bool:

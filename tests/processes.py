@@ -65,6 +65,17 @@ def kill_job(process: "subprocess.Popen[str]") -> None:
     workers = ranks_of(process.pid).values()
     kill(process.pid, *workers)
     process.wait(timeout=60)
+    # One that waited for the disk may still end what it was at.
+    assert wait_for(lambda: not any(map(_is_there, workers)), seconds=60)
+
+
+def _is_there(process: int) -> bool:
+    """Whether a process has not ended; one that nobody has asked about since has."""
+    try:
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return words[0] not in "ZX"
 
 
 def wait_for(condition: Callable[[], bool], *, seconds: float) -> bool:

@@ -29,7 +29,10 @@ with open(folder.parent / "started", "a") as file:
     file.write(tag + "\\n")
 signal.signal(signal.SIGTERM, lambda *_: (write("preempted"), sys.exit(0)))
 def write(state):
-    (folder / "status.json").write_text(json.dumps({"state": state, "reason": "of the test"}))
+    # At once: the test looks at any moment, and so may a signal come.
+    new = folder / f"{state}.new"
+    new.write_text(json.dumps({"state": state, "reason": "of the test"}))
+    new.replace(folder / "status.json")
 if (folder.parent / f"{tag}.wait").exists():
     write("running")
     time.sleep(60)

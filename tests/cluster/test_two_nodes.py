@@ -94,7 +94,7 @@ def test_two_node_a_dead_node_ends_the_other_and_the_same_command_goes_on(
     nodes.wait_for_step(run, 8)
     nodes.kill("node2")
     since = time.monotonic()
-    assert nodes.wait("node1", seconds=60) == 1
+    assert nodes.wait("node1", seconds=150) == 1
     print(f"closed: {time.monotonic() - since:.1f} s")
     reason = status(tmp_path)["reason"]
     assert "is gone: its connection was closed" in reason
@@ -109,7 +109,7 @@ def test_two_node_a_dead_node_ends_the_other_and_the_same_command_goes_on(
     nodes.set_link("node2", "down")
     nodes.kill("node2")
     since = time.monotonic()
-    assert nodes.wait("node1", seconds=60) == 1
+    assert nodes.wait("node1", seconds=150) == 1
     print(f"silent: {time.monotonic() - since:.1f} s")
     reason = status(tmp_path)["reason"]
     assert "another rank did not answer for 8 s (distributed.step_timeout)" in reason
@@ -125,7 +125,8 @@ def test_two_node_a_killed_rank_is_started_again_by_torchrun(
     nodes: TwoNodes, whole: Path, pair: Path, tmp_path: Path
 ) -> None:
     nodes.start("train", *overrides(pair, tmp_path), MAX_RESTARTS="1")
-    nodes.wait_for_step(tmp_path / "runs/test", 8)
+    # Step 10's save has waited for that of step 5, which is what there is to go on from.
+    nodes.wait_for_step(tmp_path / "runs/test", 11)
     (rank,) = worker(nodes, "node2")
     kill(rank)
     finish(nodes)

@@ -123,7 +123,7 @@ def opened(folder: Path, root: Path, results: Any) -> None:
 
 
 def test_of_many_processes_one_makes_them(tmp_path: Path, pair: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [
         context.Process(target=opened, args=(pair / "llama", tmp_path, results)) for _ in range(3)

@@ -249,6 +249,8 @@ def test_a_full_disk_is_reported_and_holds_nobody_up(
         return real(file, data)
 
     monkeypatch.setattr(writer_module.os, "write", write)
+    # What a try leaves of a row is cut off again: none is made while the file is looked at.
+    monkeypatch.setattr(writer_module, "_RETRY", 5.0)
     for step in (2, 3):
         first.put([row(step, 0)])
         second.put([row(step, 1)])

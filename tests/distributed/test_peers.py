@@ -24,7 +24,7 @@ def make_groups(world_size: int, *, per_node: int | None = None) -> ProcessGroup
     return ProcessGroups(layout, device=torch.device("cpu"), timeout=60, step_timeout=1)
 
 
-def wait_for_a_late_rank(rank: int, world_size: int, kind: str) -> list[float | str]:
+def wait_for_a_late_rank(rank: int, world_size: int, kind: str, late: float) -> list[float | str]:
     groups = make_groups(world_size)
     handle = {
         "bookkeeping": groups.world.bookkeeping,
@@ -51,7 +51,7 @@ def wait_for_a_late_rank(rank: int, world_size: int, kind: str) -> list[float | 
     if kind == "back":
         groups.expect_waits()
     start = time.monotonic()
-    time.sleep(3 * rank)
+    time.sleep(late * rank)
     try:
         message()
     except RuntimeError as error:
@@ -64,15 +64,16 @@ def wait_for_a_late_rank(rank: int, world_size: int, kind: str) -> list[float | 
     "kind", ["bookkeeping", "tensors", "default", "gathered shards", "reduced shards"]
 )
 def test_a_rank_that_does_not_answer_is_given_up_after_the_step_timeout(kind: str) -> None:
-    words, seconds = run_distributed(wait_for_a_late_rank, 2, kind)[0]
+    words, seconds = run_distributed(wait_for_a_late_rank, 2, kind, 10.0)[0]
     assert words.startswith("another rank did not answer for 1 s (the.key)")
-    assert 0.9 < seconds < 2.5
+    # By the short limit: neither the rank's coming nor the long one has ended the wait.
+    assert 0.9 < seconds < 8
 
 
 @pytest.mark.parametrize("kind", ["saving", "back"])
 def test_where_ranks_load_or_write_they_have_the_long_timeout(kind: str) -> None:
-    words, seconds = run_distributed(wait_for_a_late_rank, 2, kind)[0]
-    assert words == "came" and seconds > 2.5
+    words, seconds = run_distributed(wait_for_a_late_rank, 2, kind, 3.0)[0]
+    assert words == "came" and seconds > 1.5, "longer than a step may take"
 
 
 def disagree(rank: int, world_size: int) -> str:

@@ -201,7 +201,10 @@ def test_it_fits_a_phone_and_answers_a_finger(browser: Any, report: Path) -> Non
     figure.scroll_into_view_if_needed()
     box = figure.locator(".u-over").bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + 20)
-    assert figure.locator(".where").inner_text() == "A 100"
+    # The page hears of it a moment later.
+    where = figure.locator(".where")
+    where.filter(has_text="A 100").wait_for()
+    assert where.inner_text() == "A 100"
 
 
 def test_a_keyboard_reaches_everything(browser: Any, report: Path) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from latentwire import cli
 from latentwire.config import ConfigError
+from latentwire.files import publish
 from latentwire.watch import lines
 from latentwire.watch.folder import RunFolder
 from latentwire.watch.model import RunModel
@@ -27,7 +28,8 @@ from latentwire.watch.text import duration, number, sparkline
 def status(folder: Path, state: str = "running", **more: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     known = {"state": state, "code": 0, "reason": "", "num_steps": {"A": 100, "B": 200}}
-    (folder / "status.json").write_text(json.dumps(known | more))
+    # At once, as a run's: a watcher beside may read at any moment.
+    publish(folder / "status.json", json.dumps(known | more).encode(), durably=False)
 
 
 def run_at(folder: Path, *, state: str = "running", **options: Any) -> RunFolder:

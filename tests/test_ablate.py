@@ -26,9 +26,12 @@ settings = dict(text.split("=", 1) for text in sys.argv[1:])
 tag, folder = settings["run.tag"], Path(settings["run.root"]) / settings["run.tag"]
 folder.mkdir(parents=True, exist_ok=True)
 threads = os.environ.get("OMP_NUM_THREADS")
-# Side by side, each is put on its cores when it has begun already.
-while (folder.parent / "meet").exists() and len(os.sched_getaffinity(0)) != int(threads):
-    time.sleep(0.01)
+if (folder.parent / "meet").exists():
+    # Side by side, each is put on its cores when it has begun already.
+    deadline = time.monotonic() + 60
+    while len(os.sched_getaffinity(0)) != int(threads):
+        assert time.monotonic() < deadline, "never put on its cores"
+        time.sleep(0.01)
 with open(folder.parent / "started", "a") as file:
     cores = sorted(os.sched_getaffinity(0))
     file.write(f"{tag} {time.time()} {cores} {threads}\\n")

@@ -79,7 +79,6 @@ def test_a_feed_hands_on_what_comes_after_it_began(tmp_path: Path) -> None:
     more = driver.write(tmp_path / "more.jsonl", ROWS[3:]).read_text()
     with Feed(path, lambda: Sinks({"notes": lambda: notes}), interval=0.01), path.open("a") as file:
         file.write(more)
-        file.flush()
     assert notes.rows == ROWS[3:] and notes.closed == 1
 
 
